@@ -1,0 +1,1 @@
+"""Errors, dtypes, catalogs and fingerprints. Standard library only."""
