@@ -1,0 +1,61 @@
+"""Recognize a quantized checkpoint, so that its codes are never merged as if they were weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from forge.checkpoints.header import TensorInfo
+from forge.core.dtypes import DTYPES
+
+_BY_SUFFIX: Final = (
+    (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
+    (".quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
+    (".absmax", "bitsandbytes"),
+    (".SCB", "bitsandbytes int8"),
+    (".qweight", "GPTQ or AWQ"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale_inv", "block-scaled FP8"),
+    (".weight_blocks", "MXFP4"),
+    ("_blocks", "MXFP4"),
+)
+
+
+def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo]) -> str | None:
+    """Describe how a checkpoint is quantized.
+
+    Args:
+        config: Its ``config.json``.
+        tensors: Its tensors' metadata.
+
+    Returns:
+        A short description such as ``gptq, 4 bits`` or ``F8_E4M3 tensors``; ``None`` when its
+        weights are plain numbers. Integer tensors of buffers (positions, masks) do not count.
+    """
+    declared = config.get("quantization_config", config.get("compression_config"))
+    if isinstance(declared, Mapping) and declared:
+        return _describe(declared)
+    for tensor in tensors:
+        for suffix, name in _BY_SUFFIX:
+            if tensor.name.endswith(suffix) and not DTYPES[tensor.dtype].mergeable:
+                return f"{name} (tensor '{tensor.name}')"
+        if tensor.name.endswith((".absmax", ".SCB", ".weight_scale_inv")):
+            return f"packed or scaled codes (tensor '{tensor.name}')"
+        if tensor.dtype.startswith("F8_"):
+            return f"{tensor.dtype} tensors, such as '{tensor.name}'"
+        if tensor.dtype in ("I8", "U8") and tensor.name.endswith("weight"):
+            return f"{tensor.dtype} weights, such as '{tensor.name}'"
+    return None
+
+
+def _describe(declared: Mapping[object, object]) -> str:
+    method = declared.get("quant_method")
+    text = method if isinstance(method, str) else "an unnamed method"
+    bits = declared.get("bits", declared.get("w_bit"))
+    if isinstance(bits, int):
+        return f"{text}, {bits} bits"
+    if declared.get("load_in_4bit") is True:
+        return f"{text}, 4 bits"
+    if declared.get("load_in_8bit") is True:
+        return f"{text}, 8 bits"
+    return text

@@ -1,0 +1,96 @@
+"""One output file while tensors are written into it, in any order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from forge.checkpoints.hashing import RunningHash
+from forge.checkpoints.header import TensorInfo
+from forge.checkpoints.layout import ShardLayout
+
+
+class GrowingShard:
+    """One output file: its descriptor, and how far it is complete from its start.
+
+    Args:
+        path: The file.
+        layout: What it will hold.
+
+    Attributes:
+        hash: SHA-256 of the part that is complete from the file's start.
+    """
+
+    def __init__(self, path: Path, layout: ShardLayout) -> None:
+        self.path = path
+        self.layout = layout
+        self.hash = RunningHash(path, algorithm="sha256", name=layout.file)
+        self._descriptor = -1
+        self._lock = threading.Lock()
+        self._finished: set[str] = set()
+        self._next = 0
+
+    def allocated_bytes(self) -> int:
+        """Return how much disk space the file takes already."""
+        try:
+            return min(self.path.stat().st_blocks * 512, self.layout.file_bytes)
+        except FileNotFoundError:
+            return 0
+
+    def prepare(self) -> None:
+        """Give the file its size and its header; what else it holds stays."""
+        descriptor = self.descriptor()
+        if os.fstat(descriptor).st_size != self.layout.file_bytes:
+            os.ftruncate(descriptor, self.layout.file_bytes)
+        header = memoryview(self.layout.header)
+        position = 0
+        while position < len(header):
+            position += os.pwrite(descriptor, header[position:], position)
+        self.close()
+
+    def descriptor(self) -> int:
+        """Return the open file, opening it on first use."""
+        with self._lock:
+            if self._descriptor < 0:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o666)
+            return self._descriptor
+
+    def mark(self, tensor: TensorInfo) -> None:
+        """Note that a tensor is complete, and hash as far as the file is.
+
+        Args:
+            tensor: One of the layout's tensors; nothing writes to it any more.
+
+        Raises:
+            CheckpointError: The file cannot be read back.
+        """
+        tensors = self.layout.tensors
+        with self._lock:
+            self._finished.add(tensor.name)
+            while self._next < len(tensors) and tensors[self._next].name in self._finished:
+                self._next += 1
+            complete = self._next == len(tensors)
+            up_to = self.layout.file_bytes if complete else tensors[self._next].offset
+        if complete:
+            # A checkpoint can have more shards than a process may have open files.
+            self.close()
+        self.hash.advance(up_to)
+
+    def sync(self) -> None:
+        """Write what is dirty to the disk."""
+        with self._lock:
+            descriptor = os.dup(self._descriptor) if self._descriptor >= 0 else -1
+        if descriptor >= 0:
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the file; writing opens it again."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1

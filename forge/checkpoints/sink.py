@@ -1,0 +1,418 @@
+"""Write a checkpoint in place and out of order; resume it; publish it by one rename.
+
+The output grows in ``<out>.forge-partial`` (see ``partial``) from a layout that is fixed
+beforehand (see ``layout``). Files are sized with ``ftruncate``, which leaves holes:
+reserving the blocks was measured to be five times slower. Tensors are written with
+``pwrite``: dirtying a memory map costs a page fault per page and turns a full disk into a
+signal instead of an error.
+
+A journal line follows each finished tensor. What it says is checked against the bytes
+before a later run trusts it, so neither a torn line nor a lost page can survive into a
+result, and the order in which the system wrote them back does not matter.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Final, Protocol
+
+from forge.checkpoints.hashing import FileRecord, blake3_of_range, hash_file
+from forge.checkpoints.header import TensorInfo
+from forge.checkpoints.layout import (
+    PlannedTensor,
+    ShardLayout,
+    digest_layout,
+    index_file,
+    lay_out,
+)
+from forge.checkpoints.partial import (
+    PARTIAL_SUFFIX,
+    PartialLock,
+    TensorRecord,
+    discard,
+    journal_head,
+    journal_line,
+    read_journal,
+)
+from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish, sync_folder
+from forge.checkpoints.shard import GrowingShard
+from forge.core.errors import CheckpointError, OutputError
+
+__all__ = [
+    "MANIFEST_FILE",
+    "FileRecord",
+    "PlannedTensor",
+    "ShardLayout",
+    "TensorRecord",
+    "TensorSink",
+    "check_replaceable",
+    "lay_out",
+]
+
+_FLUSH_SECONDS: Final = 5.0
+_SPARE_BYTES: Final = 16 << 20
+"""Room for sidecars and the journal when the free space is checked."""
+_LOG = logging.getLogger(__name__)
+
+
+class Buffer(Protocol):
+    """Contiguous bytes: a memoryview, or a numpy array of any ordinary dtype."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+class TensorSink:
+    """An output checkpoint under construction; a context manager.
+
+    Leaving the context without ``commit`` keeps what is finished for the next run of the same
+    merge, or removes everything when nothing is. ``write`` and ``finish`` may be called from
+    many threads, in any order; each tensor is written by one caller and finished once.
+
+    Args:
+        out: The folder to make.
+        tensors: What it will hold; see ``lay_out``.
+        max_shard_bytes: See ``lay_out``.
+        fingerprint: Identifies the merge (recipe, inputs, versions); a partial folder with
+            another fingerprint is discarded.
+        overwrite: Whether an existing output of forge may be replaced.
+
+    Attributes:
+        layout: Where every tensor lies.
+        done: Finished tensors, those of an earlier run included.
+        discarded_reason: Why an earlier run's partial folder was not used, or ``None``.
+
+    Raises:
+        OutputError: The output exists, another process writes it, the place is not writable, or
+            the disk is too small. Nothing that existed has been touched.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        tensors: Sequence[PlannedTensor],
+        *,
+        max_shard_bytes: int,
+        fingerprint: str,
+        overwrite: bool = False,
+    ) -> None:
+        self.layout = lay_out(tensors, max_shard_bytes=max_shard_bytes)
+        self.discarded_reason: str | None = None
+        self._out = out.resolve()
+        self._overwrite = overwrite
+        self._partial = self._out.with_name(self._out.name + PARTIAL_SUFFIX)
+        self._folder = self._partial / "output"
+        self._journal_path = self._partial / "journal.jsonl"
+        self._places: dict[str, tuple[GrowingShard, TensorInfo]] = {}
+        self._shards = [GrowingShard(self._folder / shard.file, shard) for shard in self.layout]
+        for shard in self._shards:
+            for tensor in shard.layout.tensors:
+                self._places[tensor.name] = (shard, tensor)
+        self._done: dict[str, TensorRecord] = {}
+        self.done: Mapping[str, TensorRecord] = MappingProxyType(self._done)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._dirty = threading.Event()
+        self._journal = -1
+        self._owner: PartialLock | None = None
+        self._flusher: threading.Thread | None = None
+        self._keep = False
+        check_replaceable(out, overwrite=overwrite)
+        try:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._owner = PartialLock(self._partial, out)
+        except OSError as error:
+            raise self._failed(f"'{self._out.parent}' is not writable", error) from error
+        try:
+            self._open(fingerprint)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise self._failed(f"'{self._partial}' cannot be prepared", error) from error
+            raise
+        self._flusher = threading.Thread(
+            target=self._flush_regularly, name="forge-flush", daemon=True
+        )
+        self._flusher.start()
+
+    def write(self, name: str, offset: int, data: Buffer) -> None:
+        """Write a part of a tensor.
+
+        Args:
+            name: The tensor.
+            offset: Where the part begins, in bytes from the tensor's own start.
+            data: Contiguous bytes or array.
+
+        Raises:
+            OutputError: The disk is full or failed. The same command resumes.
+            ValueError: The part does not lie inside the tensor.
+        """
+        shard, tensor = self._places[name]
+        view = memoryview(data)
+        if offset < 0 or offset + view.nbytes > tensor.nbytes:
+            raise ValueError(f"{view.nbytes} bytes at {offset} leave tensor '{name}'")
+        if view.nbytes == 0:
+            return
+        view = view.cast("B")
+        position = tensor.offset + offset
+        try:
+            descriptor = shard.descriptor()
+            while view:
+                count = os.pwrite(descriptor, view, position)
+                view = view[count:]
+                position += count
+        except OSError as error:
+            raise self._failed(f"'{shard.path.name}' cannot be written", error) from error
+
+    def finish(self, name: str, *, digest: str, statistics: Mapping[str, object]) -> None:
+        """Record that all parts of a tensor have been written.
+
+        Args:
+            name: The tensor.
+            digest: Hexadecimal BLAKE3 of its bytes, as they were handed to ``write``.
+            statistics: Plain JSON values, kept with the record.
+
+        Raises:
+            OutputError: The journal cannot be written.
+        """
+        record = TensorRecord(name, digest, dict(statistics))
+        line = journal_line(record)
+        try:
+            with self._lock:
+                # One write on a descriptor opened for appending: a line is whole or torn at
+                # the end of the file, never mixed with another one.
+                if os.write(self._journal, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._done[name] = record
+        except OSError as error:
+            raise self._failed("the journal cannot be written", error) from error
+        self._dirty.set()
+        self._mark(name)
+
+    def commit(
+        self,
+        sidecars: Mapping[str, bytes],
+        manifest: Callable[[Mapping[str, FileRecord]], bytes],
+    ) -> None:
+        """Complete the output and make it visible.
+
+        Args:
+            sidecars: Small files by path relative to the output.
+            manifest: Given the SHA-256 records of all files by path, returns the manifest's
+                bytes. It is called once, after everything else has been written.
+
+        Raises:
+            OutputError: The disk is full, or the output cannot be put in place; what was there
+                is still there.
+            ValueError: A tensor is not finished, or a sidecar's path leaves the output.
+        """
+        missing = [name for name in self._places if name not in self._done]
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are not finished, such as '{missing[0]}'")
+        small = {**index_file(self.layout), **sidecars}
+        _check_sidecar_names(small, {shard.file for shard in self.layout} | {MANIFEST_FILE})
+        self._stop_flushing()
+        try:
+            for name, content in small.items():
+                _write_file(self._folder / name, content)
+            records = self._records(small)
+            _write_file(self._folder / MANIFEST_FILE, manifest(records))
+            self._sync_everything()
+        except OSError as error:
+            raise self._failed(f"'{self._partial}' cannot be completed", error) from error
+        except CheckpointError as error:
+            raise OutputError(f"The output cannot be read back: {error}") from error
+        check_replaceable(self._out, overwrite=self._overwrite)
+        publish(self._folder, self._out, overwrite=self._overwrite)
+        self._done_with(remove=True)
+
+    def close(self) -> None:
+        """Release everything; finished tensors stay for the next run, and without any, nothing.
+
+        No thread may be in ``write`` or ``finish`` any more: a descriptor closed under it could
+        be another file's by the time it writes.
+        """
+        self._stop_flushing()
+        self._done_with(remove=not (self._done or self._keep))
+
+    def __enter__(self) -> TensorSink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- opening ---------------------------------------------------------------------------
+
+    def _open(self, fingerprint: str) -> None:
+        layout = digest_layout(self.layout)
+        journal = read_journal(self._journal_path)
+        if journal is None and self._folder.exists():
+            self.discarded_reason = "its journal is unreadable"
+        elif journal is not None and journal.fingerprint != fingerprint:
+            self.discarded_reason = "it belongs to another recipe, other inputs or another version"
+        elif journal is not None and journal.layout != layout:
+            self.discarded_reason = "its tensors were laid out differently"
+        if journal is None or self.discarded_reason is not None:
+            discard(self._partial, keep=frozenset({"lock"}))
+            journal = None
+        # Until its tensors have been verified, an earlier run's work is not ours to delete.
+        self._keep = journal is not None and bool(journal.records)
+        self._folder.mkdir(exist_ok=True)
+        # Also after a crash between an exchange and the clean-up, nothing old may remain.
+        discard(self._folder, keep=frozenset(shard.file for shard in self.layout))
+        self._check_space()
+        for shard in self._shards:
+            shard.prepare()
+        self._journal = os.open(
+            self._journal_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+        )
+        if journal is None:
+            os.write(self._journal, journal_head(fingerprint, layout))
+        else:
+            os.ftruncate(self._journal, journal.valid_bytes)
+            self._trust_verified(journal.records)
+
+    def _check_space(self) -> None:
+        needed = sum(shard.layout.file_bytes for shard in self._shards) + _SPARE_BYTES
+        present = sum(shard.allocated_bytes() for shard in self._shards)
+        status = os.statvfs(self._partial)
+        free = status.f_bavail * status.f_frsize
+        if needed - present > free:
+            raise OutputError(
+                f"'{self._out.parent}' has {_gigabytes(free)} free; the output needs "
+                f"{_gigabytes(needed - present)} more. Free some space or choose another folder."
+            )
+
+    def _trust_verified(self, records: Mapping[str, TensorRecord]) -> None:
+        known = [record for name, record in records.items() if name in self._places]
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            verdicts = list(pool.map(self._is_intact, known))
+        for record, intact in zip(known, verdicts, strict=True):
+            if intact:
+                self._done[record.name] = record
+            else:
+                _LOG.warning("'%s' is not what the journal says; it is redone", record.name)
+        self._keep = False
+        for name in self._done:
+            self._mark(name)
+
+    def _is_intact(self, record: TensorRecord) -> bool:
+        shard, tensor = self._places[record.name]
+        try:
+            digest = blake3_of_range(shard.path, tensor.offset, tensor.nbytes)
+        except CheckpointError as error:
+            _LOG.warning("%s", error)
+            return False
+        return digest == record.digest
+
+    # -- finishing -------------------------------------------------------------------------
+
+    def _mark(self, name: str) -> None:
+        shard, tensor = self._places[name]
+        try:
+            shard.mark(tensor)
+        except CheckpointError as error:
+            raise OutputError(f"The output cannot be read back: {error}") from error
+
+    def _records(self, small: Mapping[str, bytes]) -> dict[str, FileRecord]:
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            jobs = [pool.submit(shard.hash.finish) for shard in self._shards]
+            jobs += [
+                pool.submit(hash_file, self._folder / name, algorithm="sha256", name=name)
+                for name in small
+            ]
+            records = [job.result() for job in jobs]
+        return {record.name: record for record in sorted(records, key=lambda row: row.name)}
+
+    def _sync_everything(self) -> None:
+        for path in sorted(self._folder.rglob("*")):
+            if path.is_dir():
+                sync_folder(path)
+            else:
+                _sync_file(path)
+        sync_folder(self._folder)
+
+    def _flush_regularly(self) -> None:
+        while not self._stop.wait(_FLUSH_SECONDS):
+            if self._dirty.is_set():
+                self._dirty.clear()
+                try:
+                    for shard in self._shards:
+                        shard.sync()
+                    os.fdatasync(self._journal)
+                except OSError as error:
+                    # Not lost: the commit syncs again, and reports a disk that fails.
+                    _LOG.warning("the partial output could not be flushed: %s", error)
+
+    def _stop_flushing(self) -> None:
+        self._stop.set()
+        if self._flusher is not None:
+            self._flusher.join()
+
+    def _done_with(self, *, remove: bool) -> None:
+        for shard in self._shards:
+            shard.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+        if self._owner is None:
+            return
+        if remove:
+            discard(self._partial, keep=frozenset({"lock"}))
+        self._owner.close(remove=remove)
+        self._owner = None
+        if remove:
+            try:
+                self._partial.rmdir()
+            except OSError:
+                # Another merge has just moved in; the folder is now its own.
+                _LOG.debug("'%s' is in use again", self._partial)
+
+    def _failed(self, what: str, error: OSError) -> OutputError:
+        reason = error.strerror or str(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            return OutputError(f"{what}: {reason}.")
+        try:
+            status = os.statvfs(self._out.parent)
+            free = f" {_gigabytes(status.f_bavail * status.f_frsize)} are free there."
+        except OSError:
+            free = ""
+        return OutputError(
+            f"{what}: {reason}.{free} What is finished is kept in '{self._partial}': "
+            "make room, and the same command resumes."
+        )
+
+
+def _check_sidecar_names(sidecars: Mapping[str, bytes], reserved: set[str]) -> None:
+    for name in sidecars:
+        parts = name.split("/")
+        if name in reserved or not all(part.isprintable() and part.strip(". ") for part in parts):
+            raise ValueError(f"{name!r} is not a possible name for a sidecar")
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
