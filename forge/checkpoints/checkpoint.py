@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.folder import read_json_object
+from forge.checkpoints.hub import remote_source, resolve
 from forge.checkpoints.source import TensorSource, open_safetensors
 from forge.core.errors import CheckpointError
 from forge.recipes.reference import ModelReference
@@ -51,8 +52,6 @@ def open_checkpoint(reference: ModelReference, *, weights: bool = True) -> Check
     Raises:
         CheckpointError: The model cannot be found, downloaded or trusted.
     """
-    from forge.checkpoints.hub import remote_source, resolve
-
     located = resolve(reference, weights=weights)
     config = read_config(located.root, label=str(reference))
     notices: tuple[str, ...] = ()
@@ -63,9 +62,11 @@ def open_checkpoint(reference: ModelReference, *, weights: bool = True) -> Check
         local = open_safetensors(located.root, label=str(reference))
         source, notices = local, local.notices
     if reference.lora is not None:
+        # Only a LoRA computes what it reads; without one, a check needs no numpy.
         from forge.checkpoints.lora import open_lora
 
-        source = open_lora(source, resolve(reference.lora, weights=True).root, label=str(reference))
+        adapter = resolve(reference.lora, weights=True, adapter=True)
+        source = open_lora(source, adapter.root, label=str(reference))
     return Checkpoint(reference, located.root, located.revision, config, source, notices)
 
 

@@ -19,6 +19,18 @@ MAX_TEXT_BYTES: Final = 64 << 20
 """Limit of a configuration or tokenizer file; the largest published ones are below 40 MB."""
 
 
+def is_plain_name(name: str) -> bool:
+    """Tell whether a string names an entry of a folder, and nothing outside of it.
+
+    Args:
+        name: Any string.
+
+    Returns:
+        False for separators, unprintable characters, ``.``, ``..`` and the empty string.
+    """
+    return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
+
+
 def contained_file(root: Path, name: str) -> Path | None:
     """Return the file of that name in a folder, or ``None`` when there is none.
 
@@ -32,7 +44,7 @@ def contained_file(root: Path, name: str) -> Path | None:
     Raises:
         CheckpointError: The name holds a separator, or the file links out of the folder.
     """
-    if not name.isprintable() or name in ("", ".", "..") or "/" in name or "\\" in name:
+    if not is_plain_name(name):
         raise CheckpointError(
             f"'{root}': {name[:200]!r} is not the plain name of a file in this folder."
         )

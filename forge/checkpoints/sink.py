@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.hashing import FileRecord, blake3_of_range, hash_file
 from forge.checkpoints.header import TensorInfo
@@ -45,6 +45,10 @@ from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish,
 from forge.checkpoints.shard import GrowingShard
 from forge.core.errors import CheckpointError, OutputError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 __all__ = [
     "MANIFEST_FILE",
     "FileRecord",
@@ -60,12 +64,6 @@ _FLUSH_SECONDS: Final = 5.0
 _SPARE_BYTES: Final = 16 << 20
 """Room for sidecars and the journal when the free space is checked."""
 _LOG = logging.getLogger(__name__)
-
-
-class Buffer(Protocol):
-    """Contiguous bytes: a memoryview, or a numpy array of any ordinary dtype."""
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 
 class TensorSink:
@@ -141,20 +139,20 @@ class TensorSink:
         )
         self._flusher.start()
 
-    def write(self, name: str, offset: int, data: Buffer) -> None:
+    def write(self, name: str, offset: int, data: memoryview | npt.NDArray[np.generic]) -> None:
         """Write a part of a tensor.
 
         Args:
             name: The tensor.
             offset: Where the part begins, in bytes from the tensor's own start.
-            data: Contiguous bytes or array.
+            data: Contiguous bytes or array; of an array, its bytes count and not its dtype.
 
         Raises:
             OutputError: The disk is full or failed. The same command resumes.
             ValueError: The part does not lie inside the tensor.
         """
         shard, tensor = self._places[name]
-        view = memoryview(data)
+        view = data if isinstance(data, memoryview) else data.data
         if offset < 0 or offset + view.nbytes > tensor.nbytes:
             raise ValueError(f"{view.nbytes} bytes at {offset} leave tensor '{name}'")
         if view.nbytes == 0:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from forge.checkpoints.folder import contained_file, parse_json_object, read_bytes
+from forge.checkpoints.folder import contained_file, is_plain_name, parse_json_object, read_bytes
 from forge.checkpoints.header import Header, TensorInfo, read_header
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError
@@ -232,6 +232,35 @@ def open_safetensors(root: Path, *, label: str) -> SafetensorsSource:
     return SafetensorsSource(label, headers, notices=(notice,))
 
 
+def shard_names(root: Path) -> tuple[str, ...]:
+    """Return the weight files that a folder's index names.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        Plain file names, sorted; empty when the folder has no index.
+
+    Raises:
+        CheckpointError: The index is malformed, or names something that is no safetensors file.
+    """
+    content = read_bytes(root, INDEX_FILE, limit=MAX_INDEX_BYTES)
+    if content is None:
+        return ()
+    index = root / INDEX_FILE
+    return _shards_of(_weight_map(parse_json_object(content, index), index), index)
+
+
+def _shards_of(weight_map: Mapping[str, str], index: Path) -> tuple[str, ...]:
+    shards = tuple(sorted(set(weight_map.values())))
+    for shard in shards:
+        if not is_plain_name(shard) or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"'{index}' names {shard[:200]!r}, which is not a safetensors file of its folder."
+            )
+    return shards
+
+
 def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:
     value = index.get("weight_map")
     if not isinstance(value, dict) or not value:
@@ -249,12 +278,8 @@ def _read_shards(
 ) -> dict[Path, Header]:
     headers: dict[Path, Header] = {}
     missing: list[str] = []
-    shards = sorted(set(weight_map.values()))
+    shards = _shards_of(weight_map, root / INDEX_FILE)
     for shard in shards:
-        if not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"'{root / INDEX_FILE}' names {shard[:200]!r}, which is not a safetensors file."
-            )
         path = contained_file(root, shard)
         if path is None:
             missing.append(shard)
