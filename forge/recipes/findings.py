@@ -1,0 +1,58 @@
+"""Collect every problem of one document, each with its place and in the reader's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forge.core.errors import Problem, RecipeError
+from forge.recipes.document import Document
+from forge.recipes.place import KeyPath, Place
+from forge.recipes.reference import ModelReference
+
+
+@dataclass(slots=True)
+class Findings:
+    """Problems and notices found so far in a document."""
+
+    document: Document
+    problems: list[Problem] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def add(self, path: KeyPath, message: str, *, at: KeyPath | None = None) -> None:
+        """Add a problem.
+
+        Args:
+            path: The key that is wrong or missing.
+            message: What is wrong and what to do.
+            at: The key whose line to name, where it is not that of ``path``.
+        """
+        line = self.place(path if at is None else at).line
+        self.problems.append(Place(self.place(path).file, line, path).problem(message))
+
+    def place(self, path: KeyPath) -> Place:
+        """Return the place of a key."""
+        return self.document.place(path)
+
+    def reference(self, text: str | None, path: KeyPath) -> ModelReference | None:
+        """Read a model reference, or report it and return ``None`` when it is malformed."""
+        if text is None:
+            return None
+        try:
+            return ModelReference.parse(text)
+        except RecipeError as error:
+            self.add(path, error.problems[0].message)
+            return None
+
+
+def shown(value: object) -> str:
+    """Write a value as a message quotes it: as YAML would, shortened."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "A mapping"
+    if isinstance(value, list):
+        return "A list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

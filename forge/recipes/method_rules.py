@@ -1,0 +1,177 @@
+"""What a merge method demands of the models that a recipe lists: how many, which base, which
+parameters. Works on what was written, so that a value that is wrong is not called missing, too.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forge.recipes.findings import Findings
+from forge.recipes.parameters import MethodRow
+from forge.recipes.place import KeyPath
+from forge.recipes.reference import ModelReference
+
+_BASE_IS_MERGED: Final = frozenset({"linear", "karcher", "passthrough"})
+"""Methods that treat the base, when there is one, as one more model to be merged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model as an item of ``models`` or ``sources`` names it.
+
+    Attributes:
+        model: The model, or ``None`` when it could not be read.
+        given: Names of the parameters written for it, right or wrong.
+        path: Where the item stands.
+    """
+
+    model: ModelReference | None
+    given: frozenset[str]
+    path: KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Models that are merged with each other: all of ``models``, or the sources of a slice.
+
+    Attributes:
+        listed: The models.
+        base: The base that holds here, or ``None``.
+        outer: Names of the parameters written at the outer levels.
+        path: Where the group stands.
+        is_slice: Whether it is a slice, to which the base is not added.
+    """
+
+    listed: tuple[Listed, ...]
+    base: ModelReference | None
+    outer: frozenset[str]
+    path: KeyPath
+    is_slice: bool
+
+
+def check_group(method: MethodRow, group: Group, findings: Findings) -> None:
+    """Report models listed twice, too few or many models, and missing parameters."""
+    _check_repeats(group.listed, findings)
+    if any(item.model is None for item in group.listed):
+        return
+    _check_count(method, group, findings)
+    _check_base_present(method, group, findings)
+    _check_required(method, group, findings)
+    _note_unused(method, group, findings)
+
+
+def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -> None:
+    """Report a base that the method needs or does not take, once for the whole recipe."""
+    path: KeyPath = ("base_model",)
+    if method.base == "forbidden" and any(group.base is not None for group in groups):
+        findings.add(path, f"{method.name} takes no base model. Remove 'base_model'.")
+    elif method.base == "required" and any(group.base is None for group in groups):
+        findings.add(
+            path,
+            f"{method.name} needs a base model. Add 'base_model: ...', the model from which the "
+            "others were fine-tuned.",
+            at=("merge_method",),
+        )
+
+
+def _check_repeats(listed: Iterable[Listed], findings: Findings) -> None:
+    seen: dict[ModelReference, Listed] = {}
+    spelt: dict[tuple[object, ...], ModelReference] = {}
+    for item in listed:
+        if item.model is None:
+            continue
+        path = (*item.path, "model")
+        if item.model in seen:
+            line = findings.place(seen[item.model].path).line
+            where = "" if line is None else f" on line {line}"
+            findings.add(path, f"{item.model} is listed already{where}. List each model once.")
+            continue
+        key = _spelling(item.model)
+        if key in spelt:
+            findings.add(path, f"{item.model} is the same as {spelt[key]}. List each model once.")
+        seen[item.model] = item
+        spelt.setdefault(key, item.model)
+
+
+def _spelling(model: ModelReference) -> tuple[object, ...]:
+    lora = None if model.lora is None else _spelling(model.lora)
+    return (os.path.normpath(model.path), model.revision, lora)
+
+
+def _check_count(method: MethodRow, group: Group, findings: Findings) -> None:
+    merged = [item for item in group.listed if item.model != group.base]
+    beside = group.base is not None and method.name not in _BASE_IS_MERGED
+    count = len(merged) if beside else len(group.listed)
+    low, high = method.min_models, method.max_models
+    if low <= count and (high is None or count <= high):
+        return
+    if high is None:
+        wanted = f"at least {_models(low)}"
+    elif low == high:
+        wanted = f"exactly {_models(low)}"
+    else:
+        wanted = f"{low} to {_models(high)}"
+    suffix = " beside the base model" if beside or method.base == "required" else ""
+    verb = "is" if count == 1 else "are"
+    path = (*group.path, "sources") if group.is_slice else group.path
+    findings.add(path, f"{method.name} takes {wanted}{suffix}, but {count} {verb} listed.")
+
+
+def _models(count: int) -> str:
+    return f"{count} model" if count == 1 else f"{count} models"
+
+
+def _check_base_present(method: MethodRow, group: Group, findings: Findings) -> None:
+    if not group.is_slice or method.base != "required" or group.base is None:
+        return
+    if all(item.model != group.base for item in group.listed):
+        findings.add(
+            (*group.path, "sources"),
+            f"The base model {group.base} is not among these sources, and {method.name} needs its "
+            "layers here. Add '- model: ...' with the layer_range that matches.",
+        )
+
+
+def _check_required(method: MethodRow, group: Group, findings: Findings) -> None:
+    for row in method.parameters:
+        if not row.required or row.name in group.outer:
+            continue
+        advice = f"'{row.name}' is the {row.meaning}"
+        if row.scope == "global":
+            findings.add(
+                ("parameters", row.name),
+                f"{method.name} needs it. {advice}. Add it to the top-level 'parameters'.",
+                at=(*group.path,) if group.is_slice else ("merge_method",),
+            )
+            continue
+        for item in group.listed:
+            is_base = item.model == group.base and method.name not in _BASE_IS_MERGED
+            if not is_base and row.name not in item.given:
+                findings.add(
+                    (*item.path, "parameters", row.name),
+                    f"{method.name} needs it. {advice}; try 0.5. Write it here or once in the "
+                    "top-level 'parameters'.",
+                )
+        listed = [item.model for item in group.listed]
+        is_added = not group.is_slice and group.base is not None and group.base not in listed
+        if is_added and method.name in _BASE_IS_MERGED:
+            findings.add(
+                ("base_model",),
+                f"{method.name} merges the base model like the others, so it needs a "
+                f"'{row.name}'. List {group.base} among 'models' with one, or remove 'base_model'.",
+            )
+
+
+def _note_unused(method: MethodRow, group: Group, findings: Findings) -> None:
+    if method.base != "required":
+        return
+    for item in group.listed:
+        if item.model is not None and item.model == group.base and item.given:
+            names = ", ".join(f"'{name}'" for name in sorted(item.given))
+            findings.notices.append(
+                f"{names} of {item.model} is not used: it is the base model, and {method.name} "
+                "merges the differences of the others to it."
+            )
