@@ -1,0 +1,260 @@
+"""One row a family: where its layers, embeddings and heads are, and what its config calls them.
+
+To add a family, add a row. Names are those of published safetensors files, which for some
+families exist with and without an outer prefix (``transformer.h.0`` and ``h.0``); a row
+lists all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from forge.core.catalog import Catalog
+from forge.core.errors import IncompatibleError
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A family of models.
+
+    Attributes:
+        name: ``model_type`` of its ``config.json``.
+        layer_prefixes: What stands before a layer's number in tensor names.
+        embeddings: Token embedding; its rows are the vocabulary.
+        heads: Output projection; its rows are the vocabulary. Absent from a tied checkpoint.
+        final_norms: Norm after the last layer.
+        num_layers_keys: Config keys that may hold the number of layers, the first present counts.
+        per_layer_lists: Config keys that hold one entry a layer.
+        layer_number_lists: Config keys that hold numbers of layers.
+        tied_by_default: What an absent ``tie_word_embeddings`` means.
+        text_section: Config key of the language model's part in a model of several parts.
+        notice: What the user should know when the row was inferred rather than listed.
+    """
+
+    name: str
+    layer_prefixes: tuple[str, ...] = ("model.layers.",)
+    embeddings: tuple[str, ...] = ("model.embed_tokens.weight",)
+    heads: tuple[str, ...] = ("lm_head.weight", "lm_head.bias")
+    final_norms: tuple[str, ...] = ("model.norm.weight", "model.norm.bias")
+    num_layers_keys: tuple[str, ...] = ("num_hidden_layers",)
+    per_layer_lists: tuple[str, ...] = ("layer_types",)
+    layer_number_lists: tuple[str, ...] = ()
+    tied_by_default: bool = False
+    text_section: str | None = None
+    notice: str | None = None
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the number of the layer that a tensor belongs to.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            The number, or ``None`` for a tensor outside the layers.
+        """
+        parts = self._split(name)
+        return None if parts is None else parts[1]
+
+    def with_layer(self, name: str, layer: int) -> str:
+        """Return a tensor's name with another layer number.
+
+        Args:
+            name: A tensor of a layer.
+            layer: The new number.
+
+        Returns:
+            The new name.
+
+        Raises:
+            ValueError: The tensor is not part of a layer.
+        """
+        parts = self._split(name)
+        if parts is None:
+            raise ValueError(f"'{name}' is not in a layer of {self.name}")
+        return f"{parts[0]}{layer}.{parts[2]}"
+
+    def num_layers(self, config: Mapping[str, object]) -> int:
+        """Return the number of layers that a config states.
+
+        Args:
+            config: ``config.json`` of a model of this family.
+
+        Returns:
+            The number, at least 1.
+
+        Raises:
+            IncompatibleError: The config has no such number.
+        """
+        text = self.text_config(config)
+        for key in self.num_layers_keys:
+            value = text.get(key)
+            if type(value) is int and value > 0:
+                return value
+        raise IncompatibleError(
+            f"config.json of a {self.name} model must state '{self.num_layers_keys[0]}' "
+            "as a positive number."
+        )
+
+    def num_layers_key(self, config: Mapping[str, object]) -> str:
+        """Return the config key that holds the number of layers.
+
+        Args:
+            config: ``config.json`` of a model of this family.
+
+        Returns:
+            The key, inside ``text_section`` where there is one.
+        """
+        text = self.text_config(config)
+        return next((key for key in self.num_layers_keys if key in text), self.num_layers_keys[0])
+
+    def text_config(self, config: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the part of a config that describes the language model.
+
+        Args:
+            config: ``config.json``.
+
+        Returns:
+            The config itself, or its ``text_section``.
+        """
+        section = config.get(self.text_section) if self.text_section else None
+        return section if isinstance(section, Mapping) else config
+
+    def is_tied(self, config: Mapping[str, object]) -> bool:
+        """Tell whether a config declares that the head shares the embedding's weights.
+
+        Args:
+            config: ``config.json``.
+
+        Returns:
+            The declaration of the whole model, else of its language model, else the default.
+        """
+        for part in (config, self.text_config(config)):
+            value = part.get("tie_word_embeddings")
+            if isinstance(value, bool):
+                return value
+        return self.tied_by_default
+
+    def vocabulary_axis(self, name: str) -> int | None:
+        """Return the axis of a tensor that runs over the vocabulary.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            0 for embedding and head, ``None`` for any other tensor.
+        """
+        return 0 if name in self.embeddings or name in self.heads else None
+
+    def _split(self, name: str) -> tuple[str, int, str] | None:
+        for prefix in self.layer_prefixes:
+            if name.startswith(prefix):
+                number, dot, rest = name[len(prefix) :].partition(".")
+                if dot and number.isascii() and number.isdecimal() and len(number) < 8:
+                    return prefix, int(number), rest
+        return None
+
+
+_DECODER_H: Final = ("transformer.h.", "h.")
+
+ARCHITECTURES: Final = Catalog(
+    (
+        Architecture("llama"),
+        Architecture("mistral"),
+        Architecture("mixtral"),
+        Architecture("qwen2"),
+        Architecture("qwen3"),
+        Architecture("qwen2_moe", layer_number_lists=("mlp_only_layers",)),
+        Architecture("qwen3_moe", layer_number_lists=("mlp_only_layers",)),
+        Architecture("gemma", tied_by_default=True),
+        Architecture("gemma2", tied_by_default=True),
+        Architecture("gemma3_text", tied_by_default=True),
+        Architecture(
+            "gemma3",
+            layer_prefixes=("language_model.model.layers.", "model.language_model.layers."),
+            embeddings=(
+                "language_model.model.embed_tokens.weight",
+                "model.language_model.embed_tokens.weight",
+            ),
+            heads=("language_model.lm_head.weight", "lm_head.weight"),
+            final_norms=("language_model.model.norm.weight", "model.language_model.norm.weight"),
+            tied_by_default=True,
+            text_section="text_config",
+        ),
+        Architecture(
+            "phi", final_norms=("model.final_layernorm.weight", "model.final_layernorm.bias")
+        ),
+        Architecture("phi3"),
+        Architecture(
+            "bloom",
+            layer_prefixes=_DECODER_H,
+            embeddings=("transformer.word_embeddings.weight", "word_embeddings.weight"),
+            final_norms=(
+                "transformer.ln_f.weight", "transformer.ln_f.bias", "ln_f.weight", "ln_f.bias",
+            ),
+            num_layers_keys=("n_layer", "num_hidden_layers"),
+            tied_by_default=True,
+        ),
+        Architecture(
+            "gpt_neox",
+            layer_prefixes=("gpt_neox.layers.",),
+            embeddings=("gpt_neox.embed_in.weight",),
+            heads=("embed_out.weight", "lm_head.weight"),
+            final_norms=("gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias"),
+        ),
+        Architecture(
+            "gpt2",
+            layer_prefixes=_DECODER_H,
+            embeddings=("transformer.wte.weight", "wte.weight"),
+            final_norms=(
+                "transformer.ln_f.weight", "transformer.ln_f.bias", "ln_f.weight", "ln_f.bias",
+            ),
+            num_layers_keys=("n_layer", "num_hidden_layers"),
+            tied_by_default=True,
+        ),
+        Architecture(
+            "gptj",
+            layer_prefixes=_DECODER_H,
+            embeddings=("transformer.wte.weight", "wte.weight"),
+            final_norms=(
+                "transformer.ln_f.weight", "transformer.ln_f.bias", "ln_f.weight", "ln_f.bias",
+            ),
+            num_layers_keys=("n_layer", "num_hidden_layers"),
+        ),
+        Architecture(
+            "mpt",
+            layer_prefixes=("transformer.blocks.",),
+            embeddings=("transformer.wte.weight",),
+            final_norms=("transformer.norm_f.weight", "transformer.norm_f.bias"),
+            num_layers_keys=("n_layers", "num_hidden_layers"),
+            tied_by_default=True,
+        ),
+        Architecture(
+            "falcon",
+            layer_prefixes=_DECODER_H,
+            embeddings=("transformer.word_embeddings.weight", "word_embeddings.weight"),
+            final_norms=("transformer.ln_f.weight", "transformer.ln_f.bias"),
+            num_layers_keys=("num_hidden_layers", "n_layer"),
+            tied_by_default=True,
+        ),
+        Architecture("stablelm"),
+        Architecture("starcoder2", tied_by_default=True),
+        Architecture("olmo2"),
+        Architecture("cohere", tied_by_default=True),
+        Architecture(
+            "smollm3", per_layer_lists=("layer_types", "no_rope_layers"), tied_by_default=True
+        ),
+        Architecture("granite"),
+        Architecture(
+            "opt",
+            layer_prefixes=("model.decoder.layers.", "decoder.layers."),
+            embeddings=("model.decoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+            final_norms=(
+                "model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias",
+                "decoder.final_layer_norm.weight", "decoder.final_layer_norm.bias",
+            ),
+            tied_by_default=True,
+        ),
+    )
+)  # fmt: skip
