@@ -89,7 +89,14 @@ def dump_yaml(value: object) -> str:
     Returns:
         The text, keys in their order.
     """
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
     return str(text)
 
 

@@ -8,6 +8,7 @@ returned.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from forge.core.catalog import Catalog
 from forge.core.errors import RecipeError
@@ -121,7 +122,9 @@ def _read_method(
         return methods[name]
     known = ", ".join(methods.names())
     findings.add(path, f"{name!r} is no merge method.{methods.suggest(name)} Known: {known}.")
-    return None
+    # Judging the rest by the method that is probably meant shows its mistakes in this run, too.
+    nearest = get_close_matches(name.lower(), methods.names(), n=1, cutoff=0.6)
+    return methods[nearest[0]] if nearest else None
 
 
 def _read_module(shape: RecipeShape, findings: Findings) -> tuple[ModuleShape, KeyPath]:

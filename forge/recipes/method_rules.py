@@ -7,6 +7,7 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
 from forge.recipes.findings import Findings
@@ -61,6 +62,11 @@ def check_group(method: MethodRow, group: Group, findings: Findings) -> None:
     _check_base_present(method, group, findings)
     _check_required(method, group, findings)
     _note_unused(method, group, findings)
+
+
+def has_own_values(method: MethodRow, model: ModelReference, base: ModelReference | None) -> bool:
+    """Return whether a model takes part with parameters of its own, as the base mostly does not."""
+    return model != base or method.name in _BASE_IS_MERGED
 
 
 def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -> None:
@@ -137,7 +143,7 @@ def _check_base_present(method: MethodRow, group: Group, findings: Findings) -> 
 
 def _check_required(method: MethodRow, group: Group, findings: Findings) -> None:
     for row in method.parameters:
-        if not row.required or row.name in group.outer:
+        if not row.required or _is_written(row.name, group.outer, method):
             continue
         advice = f"'{row.name}' is the {row.meaning}"
         if row.scope == "global":
@@ -148,8 +154,9 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
             )
             continue
         for item in group.listed:
-            is_base = item.model == group.base and method.name not in _BASE_IS_MERGED
-            if not is_base and row.name not in item.given:
+            if item.model is None or not has_own_values(method, item.model, group.base):
+                continue
+            if not _is_written(row.name, item.given, method):
                 findings.add(
                     (*item.path, "parameters", row.name),
                     f"{method.name} needs it. {advice}; try 0.5. Write it here or once in the "
@@ -163,6 +170,12 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
                 f"{method.name} merges the base model like the others, so it needs a "
                 f"'{row.name}'. List {group.base} among 'models' with one, or remove 'base_model'.",
             )
+
+
+def _is_written(name: str, given: frozenset[str], method: MethodRow) -> bool:
+    """Return whether a parameter stands there, perhaps misspelt, which is reported already."""
+    strange = [word for word in given if method.parameter(word) is None]
+    return name in given or bool(get_close_matches(name, strange, n=1, cutoff=0.6))
 
 
 def _note_unused(method: MethodRow, group: Group, findings: Findings) -> None:

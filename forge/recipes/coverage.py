@@ -1,0 +1,112 @@
+"""Compare a recipe's filters with the names of the tensors that will be written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from forge.core.catalog import did_you_mean
+from forge.core.errors import Problem
+from forge.recipes.merge_types import MergeRecipe
+from forge.recipes.method_rules import has_own_values
+from forge.recipes.place import Place
+from forge.recipes.reference import ModelReference
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def dead_filters(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Problem]:
+    """Return a problem for each filter that matches no tensor.
+
+    Args:
+        recipe: The recipe.
+        tensor_names: Full names of all tensors of the result.
+
+    Returns:
+        The problems in listing order; an empty list when every filter matches.
+    """
+    problems: list[Problem] = []
+    for _, setting in recipe.settings():
+        for rule in setting.rules:
+            if any(rule.matches(name) for name in tensor_names):
+                continue
+            parts = {part for name in tensor_names for part in name.split(".")}
+            guess = did_you_mean(str(rule.filter), sorted(parts))
+            problems.append(
+                rule.place.problem(
+                    f"The filter '{rule.filter}' matches none of the {len(tensor_names)} tensors."
+                    f"{guess} A filter is plain text that occurs in a tensor's name, such as "
+                    f"'{_example(tensor_names)}'."
+                )
+            )
+    return problems
+
+
+def missing_values(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Problem]:
+    """Return a problem for each required parameter that some tensor gets no value for.
+
+    That happens when a parameter is given behind filters only.
+
+    Args:
+        recipe: The recipe.
+        tensor_names: Full names of all tensors of the result.
+
+    Returns:
+        One problem for each parameter and model, which names a tensor without a value.
+    """
+    problems: list[Problem] = []
+    for row in recipe.method.parameters:
+        if not row.required:
+            continue
+        for model, slice_index, place in _askers(recipe, is_global=row.scope == "global"):
+            orphan = next(
+                (
+                    name
+                    for name in tensor_names
+                    if recipe.value(
+                        row.name, tensor=name, position=0.0, model=model, slice_index=slice_index
+                    )
+                    is None
+                ),
+                None,
+            )
+            if orphan is not None:
+                at = Place(place.file, place.line, (*place.path, "parameters", row.name))
+                problems.append(
+                    at.problem(
+                        f"No filter of '{row.name}' matches '{orphan}'. End the list with a "
+                        "'- value: ...' for all other tensors."
+                    )
+                )
+    return problems
+
+
+def _askers(
+    recipe: MergeRecipe, *, is_global: bool
+) -> list[tuple[ModelReference | None, int | None, Place]]:
+    """Return who needs a value of its own: (model, slice, place)."""
+    top = Place(recipe.file)
+    if is_global:
+        if recipe.models:
+            return [(None, None, top)]
+        return [(None, index, entry.place) for index, entry in enumerate(recipe.slices)]
+    askers: list[tuple[ModelReference | None, int | None, Place]] = [
+        (entry.model, None, entry.place)
+        for entry in recipe.models
+        if has_own_values(recipe.method, entry.model, recipe.base_model)
+    ]
+    for index, part in enumerate(recipe.slices):
+        base = part.base_model or recipe.base_model
+        askers += [
+            (source.model, index, source.place)
+            for source in part.sources
+            if has_own_values(recipe.method, source.model, base)
+        ]
+    return askers
+
+
+def _example(tensor_names: Sequence[str]) -> str:
+    """Return what the layers' tensors have in common with a useful filter: a block's name."""
+    numbered = next((name for name in tensor_names if _NUMBER.search(name)), "")
+    rest = _NUMBER.split(numbered, maxsplit=1)[-1].strip(".")
+    return rest.split(".")[0] or "embed_tokens"
