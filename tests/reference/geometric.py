@@ -98,8 +98,9 @@ def arcee_fusion(base: Array, other: Array) -> Array:
 
     ``importance = |other - base| · KL(softmax(other) ‖ softmax(base))``, with softmax and
     divergence over the last axis, one divergence for each row. An element is taken iff its
-    importance is at least ``median + 1.5·(Q3 - Q1)`` over the whole tensor. With ``s`` the ascending importances, the
-    median is ``s[(n-1)//2]``, ``Q1 = s[int(0.25·(n-1))]``, ``Q3 = s[int(0.75·(n-1))]``.
+    importance is at least ``median + 1.5·(Q3 - Q1)`` over the whole tensor.
+    With ``s`` the ascending importances, the median is ``s[(n-1)//2]``,
+    ``Q1 = s[int(0.25·(n-1))]`` and ``Q3 = s[int(0.75·(n-1))]``.
 
     Reference: Arcee AI 2025, Meet MergeKit v0.1: Arcee Fusion (release notes).
     Differs: the notes give neither quantile rule nor divergence; both were found by running

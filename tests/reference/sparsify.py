@@ -106,7 +106,8 @@ def della_probabilities(delta: Array, density: float, epsilon: float) -> Array:
     Reference: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617, section 3 (MAGPRUNE).
     Differs: the paper has ``rank·epsilon/n`` with epsilon the full width; range and denominator
         here are mergekit's. mergekit gives the lower index of two equal magnitudes the lower rank,
-        and fails on rows of one element.
+        fails on rows of one element, and ranks tensors of three and more dimensions along axis 1
+        instead of the last axis.
 
     Raises:
         ValueError: When ``density ± epsilon`` is not strictly inside (0, 1).
