@@ -31,12 +31,14 @@ def is_plain_name(name: str) -> bool:
     return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
 
 
-def contained_file(root: Path, name: str) -> Path | None:
+def contained_file(root: Path, name: str, *, subfolder: str | None = None) -> Path | None:
     """Return the file of that name in a folder, or ``None`` when there is none.
 
     Args:
         root: The model's folder.
         name: A plain file name, from a fixed list or from an untrusted index.
+        subfolder: Plain name of the folder below ``root`` that holds the file, if it is not
+            ``root`` itself.
 
     Returns:
         The path below ``root``, links not resolved; it exists and is a regular file.
@@ -48,7 +50,7 @@ def contained_file(root: Path, name: str) -> Path | None:
         raise CheckpointError(
             f"'{root}': {name[:200]!r} is not the plain name of a file in this folder."
         )
-    path = root / name
+    path = root / (subfolder or "") / name
     try:
         target = path.resolve(strict=True)
     except FileNotFoundError:
@@ -56,7 +58,7 @@ def contained_file(root: Path, name: str) -> Path | None:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"'{path}' cannot be resolved: {error}.") from error
     home = root.resolve()
-    allowed = [home]
+    allowed = [home / (subfolder or "")]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
     if target.parent not in allowed:
@@ -69,13 +71,16 @@ def contained_file(root: Path, name: str) -> Path | None:
     return path
 
 
-def read_bytes(root: Path, name: str, *, limit: int = MAX_TEXT_BYTES) -> bytes | None:
+def read_bytes(
+    root: Path, name: str, *, limit: int = MAX_TEXT_BYTES, subfolder: str | None = None
+) -> bytes | None:
     """Return a small file's bytes, or ``None`` when the folder has no such file.
 
     Args:
         root: The model's folder.
         name: A plain file name.
         limit: Largest size accepted, in bytes.
+        subfolder: As for ``contained_file``.
 
     Returns:
         The content.
@@ -83,7 +88,7 @@ def read_bytes(root: Path, name: str, *, limit: int = MAX_TEXT_BYTES) -> bytes |
     Raises:
         CheckpointError: The file links out of the folder, is too large or unreadable.
     """
-    path = contained_file(root, name)
+    path = contained_file(root, name, subfolder=subfolder)
     if path is None:
         return None
     try:
