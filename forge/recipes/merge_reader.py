@@ -77,7 +77,7 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     if method is not None:
         for group in groups:
             check_group(method, group, findings)
-        if shape.base_model is not None or "base_model" not in value:
+        if base is not None or value.get("base_model") is None:
             check_base(method, groups, findings)
 
     tokenizer = read_tokenizer(shape.tokenizer_source, shape.tokenizer, findings)
@@ -116,7 +116,9 @@ def _read_method(
     path: KeyPath = ("merge_method",)
     if name is None:
         if written is None:
-            findings.add(path, "The recipe names no method. Add, say, 'merge_method: dare_ties'.")
+            findings.missing(
+                path, "The recipe names no method. Add, say, 'merge_method: dare_ties'."
+            )
         return None
     if name in methods:
         return methods[name]
@@ -155,7 +157,10 @@ def _report_choice(
             "'models' and 'slices' exclude each other. Keep 'models' for whole models, 'slices' "
             "to choose layers.",
         )
-    elif not any(value.get(key) is not None for key in ("models", "slices", "modules")):
+    elif not any(
+        value.get(key) is not None or (key,) in findings.misspelt
+        for key in ("models", "slices", "modules")
+    ):
         findings.add(
             prefix, "The recipe lists no models. Add 'models:' with a '- model: ...' for each."
         )
@@ -176,7 +181,7 @@ def _read_models(
         parameters = read(shape.parameters, (*at, "parameters"), "model")
         model = findings.reference(shape.model, (*at, "model"))
         if isinstance(item, dict) and item.get("model") is None:
-            findings.add((*at, "model"), "This item names no model. Add 'model: ...'.")
+            findings.missing((*at, "model"), "This item names no model. Add 'model: ...'.")
         listed.append(Listed(model, frozenset(shape.parameters or ()), at))
         if model is not None:
             entries.append(ModelEntry(model, parameters, findings.place(at)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final
 
 from forge.recipes.findings import Findings
@@ -55,11 +54,11 @@ class Group:
 
 def check_group(method: MethodRow, group: Group, findings: Findings) -> None:
     """Report models listed twice, too few or many models, and missing parameters."""
-    _check_repeats(group.listed, findings)
+    are_distinct = _check_repeats(group.listed, findings)
     if any(item.model is None for item in group.listed):
         return
-    _check_count(method, group, findings)
-    _check_base_present(method, group, findings)
+    if are_distinct and _check_base_present(method, group, findings):
+        _check_count(method, group, findings)
     _check_required(method, group, findings)
     _note_unused(method, group, findings)
 
@@ -75,7 +74,7 @@ def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -
     if method.base == "forbidden" and any(group.base is not None for group in groups):
         findings.add(path, f"{method.name} takes no base model. Remove 'base_model'.")
     elif method.base == "required" and any(group.base is None for group in groups):
-        findings.add(
+        findings.missing(
             path,
             f"{method.name} needs a base model. Add 'base_model: ...', the model from which the "
             "others were fine-tuned.",
@@ -83,7 +82,8 @@ def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -
         )
 
 
-def _check_repeats(listed: Iterable[Listed], findings: Findings) -> None:
+def _check_repeats(listed: Iterable[Listed], findings: Findings) -> bool:
+    are_distinct = True
     seen: dict[ModelReference, Listed] = {}
     spelt: dict[tuple[object, ...], ModelReference] = {}
     for item in listed:
@@ -94,12 +94,14 @@ def _check_repeats(listed: Iterable[Listed], findings: Findings) -> None:
             line = findings.place(seen[item.model].path).line
             where = "" if line is None else f" on line {line}"
             findings.add(path, f"{item.model} is listed already{where}. List each model once.")
+            are_distinct = False
             continue
         key = _spelling(item.model)
         if key in spelt:
             findings.add(path, f"{item.model} is the same as {spelt[key]}. List each model once.")
         seen[item.model] = item
         spelt.setdefault(key, item.model)
+    return are_distinct
 
 
 def _spelling(model: ModelReference) -> tuple[object, ...]:
@@ -108,6 +110,8 @@ def _spelling(model: ModelReference) -> tuple[object, ...]:
 
 
 def _check_count(method: MethodRow, group: Group, findings: Findings) -> None:
+    if group.base is None and method.base == "required":
+        return
     merged = [item for item in group.listed if item.model != group.base]
     beside = group.base is not None and method.name not in _BASE_IS_MERGED
     count = len(merged) if beside else len(group.listed)
@@ -130,37 +134,42 @@ def _models(count: int) -> str:
     return f"{count} model" if count == 1 else f"{count} models"
 
 
-def _check_base_present(method: MethodRow, group: Group, findings: Findings) -> None:
+def _check_base_present(method: MethodRow, group: Group, findings: Findings) -> bool:
     if not group.is_slice or method.base != "required" or group.base is None:
-        return
-    if all(item.model != group.base for item in group.listed):
+        return True
+    is_absent = all(item.model != group.base for item in group.listed)
+    if is_absent:
         findings.add(
             (*group.path, "sources"),
             f"The base model {group.base} is not among these sources, and {method.name} needs its "
             "layers here. Add '- model: ...' with the layer_range that matches.",
         )
+    return not is_absent
 
 
 def _check_required(method: MethodRow, group: Group, findings: Findings) -> None:
     for row in method.parameters:
-        if not row.required or _is_written(row.name, group.outer, method):
+        if not row.required or row.name in group.outer:
             continue
-        advice = f"'{row.name}' is the {row.meaning}"
+        if ("parameters", row.name) in findings.misspelt:
+            continue
+        needs = f"{method.name} needs it ({row.name}: {row.meaning})"
         if row.scope == "global":
-            findings.add(
+            findings.missing(
                 ("parameters", row.name),
-                f"{method.name} needs it. {advice}. Add it to the top-level 'parameters'.",
-                at=(*group.path,) if group.is_slice else ("merge_method",),
+                f"{needs}. Add it to the top-level 'parameters'.",
+                at=("merge_method",),
             )
+            continue
+        if group.base is None and method.base == "required":
             continue
         for item in group.listed:
             if item.model is None or not has_own_values(method, item.model, group.base):
                 continue
-            if not _is_written(row.name, item.given, method):
-                findings.add(
+            if row.name not in item.given:
+                findings.missing(
                     (*item.path, "parameters", row.name),
-                    f"{method.name} needs it. {advice}; try 0.5. Write it here or once in the "
-                    "top-level 'parameters'.",
+                    f"{needs}. Write it here, or once for all in the top-level 'parameters'.",
                 )
         listed = [item.model for item in group.listed]
         is_added = not group.is_slice and group.base is not None and group.base not in listed
@@ -170,12 +179,6 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
                 f"{method.name} merges the base model like the others, so it needs a "
                 f"'{row.name}'. List {group.base} among 'models' with one, or remove 'base_model'.",
             )
-
-
-def _is_written(name: str, given: frozenset[str], method: MethodRow) -> bool:
-    """Return whether a parameter stands there, perhaps misspelt, which is reported already."""
-    strange = [word for word in given if method.parameter(word) is None]
-    return name in given or bool(get_close_matches(name, strange, n=1, cutoff=0.6))
 
 
 def _note_unused(method: MethodRow, group: Group, findings: Findings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from forge.core.catalog import Catalog, did_you_mean
+from forge.core.catalog import Catalog
 from forge.recipes.findings import Findings
 from forge.recipes.parameters import MethodRow
 from forge.recipes.place import KeyPath
@@ -45,12 +45,12 @@ def read_parameters(
         if method is None:
             if not owners:
                 every = [known.name for row in methods for known in row.parameters]
-                guess = did_you_mean(name, every)
+                guess = findings.guess(at, every)
                 findings.add(at, f"No merge method has this parameter.{guess}")
             continue
         row = method.parameter(name)
         if row is None:
-            findings.add(at, _foreign(name, owners, method))
+            findings.add(at, _foreign(at, owners, method, findings))
         elif row.scope == "global" and level == "model":
             findings.add(
                 at,
@@ -62,9 +62,11 @@ def read_parameters(
     return settings
 
 
-def _foreign(name: str, owners: list[str], method: MethodRow) -> str:
+def _foreign(path: KeyPath, owners: list[str], method: MethodRow, findings: Findings) -> str:
     own = [row.name for row in method.parameters]
     takes = f"takes {', '.join(own)}" if own else "takes no parameters"
     if not owners:
-        return f"{method.name} has no such parameter; it {takes}.{did_you_mean(name, own)}"
-    return f"{method.name} has no such parameter; it {takes}. '{name}' is for {', '.join(owners)}."
+        return f"{method.name} has no such parameter; it {takes}.{findings.guess(path, own)}"
+    return (
+        f"{method.name} has no such parameter; it {takes}. '{path[-1]}' is for {', '.join(owners)}."
+    )

@@ -47,17 +47,22 @@ def _read_condition(value: object, row: ParameterRow, path: KeyPath, findings: F
             f"{shown(value)} stands in a list with filters. Write it as '- value: {shown(value)}'.",
         )
         return Rule(None, (), findings.place(path))
+    before = len(findings.problems)
     shape = fit(ConditionShape, value, path, findings)
     anchors: tuple[ParameterValue, ...] = ()
     inner = shape.value
     if "value" not in value:
-        findings.add(path, "This item has no 'value'. Write '- filter: ...' and 'value: ...'.")
+        findings.missing(
+            (*path, "value"), "This item has no 'value'. Write '- filter: ...' and 'value: ...'."
+        )
     elif isinstance(inner, dict) or (
         isinstance(inner, list) and any(isinstance(item, dict) for item in inner)
     ):
         findings.add((*path, "value"), "A filter stands inside a filter. Write one list of them.")
     else:
         anchors = _read_anchors(inner, row, (*path, "value"), findings)
+    if len(findings.problems) > before:
+        anchors = ()
     return Rule(None if shape.filter == "*" else shape.filter, anchors, findings.place(path))
 
 
@@ -147,11 +152,11 @@ def _judge_number(value: object, row: ParameterRow) -> tuple[str, ParameterValue
     if not math.isfinite(number):
         return f"{value} is not finite. '{row.name}' is {wanted}: {row.meaning}.", None
     if row.kind == "integer" and not number.is_integer():
-        return f"{value} is not a whole number. '{row.name}' is the {row.meaning}.", None
+        return f"{value} is not a whole number. {row.name}: {row.meaning}.", None
     low, high = row.low, row.high
     if (low is not None and number < low) or (high is not None and number > high):
         return (
-            f"{value} is {_outside(low, high)}. {row.advice or f'It is the {row.meaning}.'}",
+            f"{value} is {_outside(low, high)}. {row.advice or f'{row.name}: {row.meaning}.'}",
             None,
         )
     return "", number

@@ -11,7 +11,6 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forge.core.catalog import did_you_mean
 from forge.recipes.findings import Findings, shown
 from forge.recipes.place import KeyPath
 
@@ -162,19 +161,21 @@ def fit(
     except ValidationError as error:
         wrong = dict.fromkeys(str(part["loc"][0]) for part in error.errors())
     for key in wrong:
-        findings.add((*path, key), _fault(shape, key, value[key], hints or {}))
+        findings.add((*path, key), _fault(shape, (*path, key), value[key], hints or {}, findings))
     return shape.model_validate({key: item for key, item in value.items() if key not in wrong})
 
 
-def _fault(shape: type[Shape], key: str, value: object, hints: dict[str, str]) -> str:
+def _fault(
+    shape: type[Shape], path: KeyPath, value: object, hints: dict[str, str], findings: Findings
+) -> str:
+    key = str(path[-1])
     field = shape.model_fields.get(key)
     if field is None:
         known = ", ".join(shape.model_fields)
-        hint = hints.get(key)
-        if hint is None and _HABITS.get(key) in shape.model_fields:
-            hint = f"Did you mean '{_HABITS[key]}'?"
-        advice = f" {hint}" if hint else did_you_mean(key, shape.model_fields)
-        return f"Unknown key.{advice} Known here: {known}."
+        if key in hints:
+            return f"Unknown key. {hints[key]} Known here: {known}."
+        meant = (*path[:-1], _HABITS.get(key, key))
+        return f"Unknown key.{findings.guess(meant, shape.model_fields)} Known here: {known}."
     message = f"{shown(value)} must be {field.description}."
     if isinstance(value, (bool, int, float)) and "'" in (field.description or ""):
         message += " Put it in quotes if it is meant as text."

@@ -60,7 +60,7 @@ def read_slices(
         own_base = findings.reference(shape.base_model, (*at, "base_model"))
         parameters = read(shape.parameters, (*at, "parameters"), "slice")
         if isinstance(item, dict) and not item.get("sources"):
-            findings.add((*at, "sources"), "This slice has no sources. Add 'sources: ...'.")
+            findings.missing((*at, "sources"), "This slice has no sources. Add 'sources: ...'.")
             continue
         if shape.sources is None:
             continue
@@ -87,9 +87,9 @@ def _read_sources(
         model = findings.reference(shape.model, (*at, "model"))
         if isinstance(item, dict):
             if item.get("model") is None:
-                findings.add((*at, "model"), "This item names no model. Add 'model: ...'.")
+                findings.missing((*at, "model"), "This item names no model. Add 'model: ...'.")
             if item.get("layer_range") is None:
-                findings.add(
+                findings.missing(
                     (*at, "layer_range"),
                     "This source has no layer_range. Add, say, 'layer_range: [0, 32]'; the end is "
                     "not included.",

@@ -223,6 +223,9 @@ class _Builder:
             child = self._node(self._next(), (*path, key))
             if is_merge:
                 inherited += child.items()
+                if not all(isinstance(parent.value, dict) for parent in inherited):
+                    self._line = key_line
+                    self._stop("'<<' takes an alias of a mapping, such as '<<: *defaults'.")
             elif key in items:
                 before = f"It stands on line {node.lines[(key,)]} already; keep one."
                 place = Place(self._file, key_line, (*path, key))
@@ -244,11 +247,10 @@ class _Builder:
         return event.value, event.value == "<<" and event.implicit[0]
 
     def _inherit(self, node: _Node, items: dict[str, object], parent: _Node) -> None:
-        if not isinstance(parent.value, dict):
-            self._stop("'<<' takes an alias of a mapping, such as '<<: *defaults'.")
+        held = parent.value if isinstance(parent.value, dict) else {}
         node.size += len(parent.lines)
         if node.size > MAX_VALUES:
             self._stop(f"The recipe expands to more than {MAX_VALUES:,} values.")
-        for key in [key for key in parent.value if key not in items]:
-            items[key] = parent.value[key]
+        for key in [key for key in held if key not in items]:
+            items[key] = held[key]
             node.lines.update({path: n for path, n in parent.lines.items() if path[:1] == (key,)})
