@@ -71,9 +71,10 @@ def missing_values(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Pro
                 None,
             )
             if orphan is not None:
-                at = Place(place.file, place.line, (*place.path, "parameters", row.name))
+                levels = recipe.levels(model=model, slice_index=slice_index)
+                found = next((level[row.name] for level in levels if row.name in level), None)
                 problems.append(
-                    at.problem(
+                    (place if found is None else found.rules[-1].place).problem(
                         f"No filter of '{row.name}' matches '{orphan}'. End the list with a "
                         "'- value: ...' for all other tensors."
                     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.core.errors import Problem, RecipeError
@@ -51,6 +51,7 @@ def write(folder: Path, data: bytes | str) -> Path:
         ("1E5", 1e5),
         (".5", 0.5),
         ("-3", -3),
+        ("18446744073709551615", 2**64 - 1),
         ("+3", 3),
         ("1.", 1.0),
         ("yes", True),
@@ -212,6 +213,7 @@ def test_refuses_large_missing_and_odd_files(tmp_path: Path) -> None:
     assert "not a file" in refusal(tmp_path).message
 
 
+@settings(deadline=None)
 @given(values)
 def test_what_is_dumped_reads_back(value: object) -> None:
     assert parse_yaml(dump_yaml({"key": value}), "f").value == {"key": value}
@@ -225,6 +227,7 @@ def problems_of(read: Callable[[], object]) -> tuple[Problem, ...]:
     return ()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_cause_another_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
@@ -233,6 +236,7 @@ def test_no_bytes_cause_another_error(
     assert all(problem.file == str(path) for problem in problems_of(lambda: load_document(path)))
 
 
+@settings(deadline=None)
 @given(st.text("ab:-[]{}&*!?|>'\"#%@,\n\t <1.", max_size=60))
 def test_no_text_causes_another_error(text: str) -> None:
     lines = max(1, len(text.splitlines()) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.core.errors import RecipeError
@@ -31,6 +31,7 @@ def test_reads(text: str, expected: ModelReference) -> None:
     assert ModelReference.parse(text) == expected
 
 
+@settings(deadline=None)
 @given(plain, st.none() | plain)
 def test_text_round_trips(model: ModelReference, lora: ModelReference | None) -> None:
     reference = ModelReference(model.path, model.revision, lora)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.recipes.settings import Rule, Setting, layer_position
@@ -16,6 +16,7 @@ gradients = st.lists(numbers, min_size=1, max_size=9).map(tuple)
 positions = st.floats(0, 1)
 
 
+@settings(deadline=None)
 @given(gradients, positions)
 def test_numbers_are_interpolated_piecewise_linearly(
     anchors: tuple[float, ...], position: float
@@ -25,6 +26,7 @@ def test_numbers_are_interpolated_piecewise_linearly(
     assert Rule(None, anchors).at(position) == pytest.approx(expected, abs=1e-7)
 
 
+@settings(deadline=None)
 @given(gradients, positions)
 def test_values_stay_between_neighbouring_anchors(
     anchors: tuple[float, ...], position: float
@@ -32,6 +34,7 @@ def test_values_stay_between_neighbouring_anchors(
     assert min(anchors) <= Rule(None, anchors).at(position) <= max(anchors)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.data())
 def test_a_layer_on_an_anchor_has_exactly_its_value(count: int, data: st.DataObject) -> None:
     anchors = tuple(data.draw(st.lists(numbers, min_size=count, max_size=count)))
@@ -41,11 +44,13 @@ def test_a_layer_on_an_anchor_has_exactly_its_value(count: int, data: st.DataObj
             assert Rule(None, anchors).at(layer_position(index * factor, layers)) == anchor
 
 
+@settings(deadline=None)
 @given(numbers, positions)
 def test_a_gradient_of_equal_values_is_constant(value: float, position: float) -> None:
     assert Rule(None, (value,) * 4).at(position) == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans() | st.sampled_from("abc"), min_size=1, max_size=8), st.integers(1, 90))
 def test_words_and_booleans_step_at_their_anchors(anchors: list[bool | str], layers: int) -> None:
     rule = Rule(None, tuple(anchors))
@@ -90,6 +95,7 @@ def test_without_a_match_the_outer_setting_is_asked() -> None:
     assert inner.then(None) == inner
 
 
+@settings(deadline=None)
 @given(gradients)
 def test_dump_is_the_shortest_form(anchors: tuple[float, ...]) -> None:
     dumped = Setting((Rule(None, anchors),)).dump()
