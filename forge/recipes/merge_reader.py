@@ -14,6 +14,7 @@ from forge.core.catalog import Catalog
 from forge.core.errors import RecipeError
 from forge.recipes.document import Document
 from forge.recipes.findings import Findings
+from forge.recipes.keep_probability import check_keep_probability
 from forge.recipes.merge_entries import ModelEntry, Parameters, SliceEntry, TokenizerEntry
 from forge.recipes.merge_types import DEFAULT_MAX_SHARD_SIZE, MergeRecipe
 from forge.recipes.method_rules import Group, Listed, check_base, check_group
@@ -89,9 +90,9 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     out_dtype = read_dtype(shape.out_dtype, ("out_dtype",), findings)
     chat_template = read_chat_template(shape.chat_template, findings)
     size = read_shard_size(shape.max_shard_size or DEFAULT_MAX_SHARD_SIZE, findings)
-    if findings.problems or method is None:
+    if method is None:
         raise RecipeError(findings.problems)
-    return MergeRecipe(
+    recipe = MergeRecipe(
         method,
         base_model=base,
         models=models,
@@ -108,6 +109,10 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
         notices=tuple(findings.notices),
         file=findings.place(()).file,
     )
+    check_keep_probability(recipe, findings)
+    if findings.problems:
+        raise RecipeError(findings.problems)
+    return recipe
 
 
 def _read_method(

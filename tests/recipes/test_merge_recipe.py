@@ -275,7 +275,9 @@ def scalar(row: ParameterRow) -> st.SearchStrategy[object]:
     high = 3.0 if row.high is None else row.high
     if row.kind == "integer":
         return st.integers(math.ceil(low), math.floor(high))
-    return st.floats(low, max(low, high))
+    if row.name in ("density", "epsilon"):  # any two of them are right together
+        low, high = (0.3, 0.7) if row.name == "density" else (0.0, 0.2)
+    return st.floats(low, high)
 
 
 def setting(row: ParameterRow) -> st.SearchStrategy[object]:

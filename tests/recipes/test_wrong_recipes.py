@@ -123,6 +123,22 @@ WRONG = {
         "parameters.eps",
         "-1 is below 0. eps: norms below it count as zero.",
     ),
+    "keep probability above 1": (
+        DARE.replace("dare_ties", "della"),
+        "density: 0.5",
+        "density: 0.9",
+        5,
+        "models[1].parameters.density",
+        "density 0.9 ± epsilon 0.15 of org/med leaves (0, 1)",
+    ),
+    "keep probability below 0 at the last layer, behind a filter": (
+        DARE.replace("dare_ties", "della").replace("int8_mask: true", "epsilon: [0, 0.1, 0.3]"),
+        "density: 0.5",
+        "density:\n        - {filter: mlp, value: [0.5, 0.2]}\n        - value: 0.6",
+        6,
+        "models[1].parameters.density[0]",
+        "density 0.2 ± epsilon 0.3",
+    ),
     "boolean for a number": (
         DARE,
         "density: 0.5",
@@ -647,3 +663,9 @@ def test_the_printed_line(tmp_path: Path) -> None:
         f"{tmp_path}/recipe.yaml:5 models[1].parameters.density: 1.4 is outside [0, 1]. "
         "Density is the fraction of the task vector kept; try 0.5."
     )
+
+
+@pytest.mark.parametrize("density", ["0", "1", "0.5", "[0.4, 0.6]", "0.849"])
+def test_keep_probabilities_that_are_right(tmp_path: Path, density: str) -> None:
+    text = DARE.replace("dare_ties", "della").replace("density: 0.5", f"density: {density}")
+    assert problems(tmp_path, text) == ()
