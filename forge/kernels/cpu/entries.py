@@ -1,0 +1,86 @@
+"""The C entry points around kernels, compiled by numba; imported only to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+
+from forge.kernels.cpu.memory import pointer
+from forge.kernels.cpu.native import BLOCK, Compute
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Machine code of one entry point.
+
+    Attributes:
+        symbol: Name of the entry point in the object code.
+        code: The relocatable object file.
+        keep: What must stay alive while numba's own copy of the code is in use.
+    """
+
+    symbol: str
+    code: bytes
+    keep: object
+
+
+def compile_entry(function: Callable[..., object], compute: Compute, *, block: bool) -> Compiled:
+    """Compile a kernel behind the C signature of ``native.py``.
+
+    Args:
+        function: The kernel, over arrays, or a reader or writer of ``memory.py``.
+        compute: Type of the work rows.
+        block: Whether ``function`` is a reader or writer.
+    """
+    body = njit(nogil=True, error_model="numpy")(function)
+    real = np.float32 if compute == "float32" else np.float64
+
+    def block_entry(address, start, count, row):  # type: ignore[no-untyped-def]
+        return body(address, start, count, carray(pointer(row), BLOCK, real))
+
+    def merge_entry(  # type: ignore[no-untyped-def]
+        inputs,
+        num_inputs,
+        readers,
+        has_base,
+        width,
+        start,
+        count,
+        params,
+        num_params,
+        output,
+        writer,
+        stats,
+        num_stats,
+        counts,
+        num_counts,
+        work,
+        num_rows,
+    ):
+        body(
+            carray(pointer(inputs), num_inputs, np.int64),
+            carray(pointer(readers), num_inputs, np.int64),
+            has_base,
+            width,
+            start,
+            count,
+            carray(pointer(params), num_params, np.float64),
+            output,
+            writer,
+            carray(pointer(stats), num_stats, np.float64),
+            carray(pointer(counts), num_counts, np.int64),
+            carray(pointer(work), (num_rows, BLOCK), real),
+        )
+
+    word = types.int64
+    if block:
+        entry = cfunc(types.int64(*[word] * 4))(block_entry)
+    else:
+        entry = cfunc(types.void(*[word] * 17))(merge_entry)
+    # The wrapper carries the C calling convention; native_name is numba's internal function.
+    library = entry._library
+    _, _, (code, _) = library.serialize_using_object_code()
+    return Compiled(entry._wrapper_name, code, entry)

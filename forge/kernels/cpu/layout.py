@@ -1,0 +1,45 @@
+"""How the arrays of the kernels are laid out; shared by the kernels and their callers.
+
+Task-vector kernel, with M models beside the base:
+
+    params  [0] λ · [1] 1 to elect signs · [2] 1 to divide by the agreeing weights
+            then for each model: weight · rescaling factor
+    counts  [0] base not finite · [1 … M] model not finite · [M+1] result not finite
+            [M+2] positions with a sign conflict · [M+3 … 2M+2] elements kept by each model
+            then for each model SETTINGS words: a sparsify code and its arguments
+    stats   with output: the lower triangle of the Gram matrix of the task vectors, row by row
+            without: Σ|δ| of each model, then Σ|δ′| of each model
+
+    DROP takes key, stream and the threshold on a 32-bit word; BAND takes the bound to keep
+    inside and the bound to drop inside (bits, index; bits -1 for none); SCALED reads one factor
+    for each element from a further input.
+
+Digit kernels, with T targets (a target is one order statistic of one model's values):
+
+    counts  [0] bits below the digit · [1] bits of the digit
+            [2 … T+1] bits above the digit, -1 for the first digit · [T+2 … 2T+1] model
+            then T histograms of DIGIT_BINS
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DENSE: Final = 0
+DROP: Final = 1
+BAND: Final = 2
+SCALED: Final = 3
+
+PARAMS_HEAD: Final = 3
+PARAMS_PER_MODEL: Final = 2
+SETTINGS: Final = 5
+BASE: Final = 0
+WORDS: Final = 1
+TOTAL: Final = 2
+DIVISOR: Final = 4
+ELECTED: Final = 6
+WORK_HEAD: Final = 8
+"""Scratch rows; total, divisor and elected take two, because they are sums in float64."""
+
+DIGIT_BITS: Final = 16
+DIGIT_BINS: Final = 1 << DIGIT_BITS

@@ -1,0 +1,232 @@
+"""Machine code of the kernels: compiled once by numba, kept on disk, loaded without numba.
+
+Importing numba costs half a second of CPU, a quarter of what a whole merge of small models
+takes. numba is therefore only the compiler here. The object code that it makes is stored under
+the user's cache folder, and every later run hands it to LLVM's loader through llvmlite (50 ms)
+and calls it through ctypes, which releases the interpreter lock.
+
+All merge kernels share one C signature, so that one wrapper serves them all:
+
+    inputs     int64[M]   addresses of the tensors, the base first when there is one
+    readers    int64[M]   addresses of the readers of their formats (``memory.py``)
+    has_base   int64      1 when ``inputs[0]`` is the base, to be subtracted from the others
+    width      int64      length of the last axis
+    start      int64      first element
+    count      int64      number of elements
+    params     float64[P] parameters, as the kernel's docstring lays them out
+    output     int64      address of the first element written, 0 when nothing is written
+    writer     int64      address of the writer of the output's format
+    stats      float64[S] sums that the kernel adds to
+    counts     int64[C]   whole numbers in and out: keys, thresholds, histograms
+    work       float32 or float64 [R, BLOCK] scratch rows
+
+A cached file is one line of JSON (symbol, SHA-256) and the object code. Its folder carries a
+fingerprint of the kernels' sources, the compilers' versions and the CPU; it must belong to the
+user and be writable by nobody else, because what is in it will be executed.
+
+May import llvmlite at run time, and numba only in order to compile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import stat
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+log = logging.getLogger(__name__)
+
+BLOCK: Final = 1024
+"""Elements in one row of the work array."""
+
+Compute = Literal["float32", "float64"]
+
+_MERGE_WORDS: Final = 17
+_BLOCK_WORDS: Final = 4
+
+
+@cache
+def _binding() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    # numba's object code names these in branches that kernels never take: no kernel raises,
+    # allocates or touches a Python object. A call would be a defect, so it aborts.
+    abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
+    for symbol in (
+        "NRT_Free",
+        "NRT_MemInfo_call_dtor",
+        "numba_do_raise",
+        "numba_gil_ensure",
+        "numba_gil_release",
+        "numba_runtime_build_excinfo_struct",
+        "numba_unpickle",
+    ):
+        llvm.add_symbol(symbol, abort)
+    return llvm
+
+
+@cache
+def fingerprint() -> str:
+    """Return a digest of all that the machine code depends on: sources, compilers, CPU."""
+    llvm = _binding()
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for package in ("numba", "llvmlite", "numpy"):
+        digest.update(f"{package}=={importlib.metadata.version(package)}\n".encode())
+    digest.update(f"{sys.version}\n{platform.machine()}\n{llvm.get_host_cpu_name()}\n".encode())
+    digest.update(llvm.get_host_cpu_features().flatten().encode())
+    return digest.hexdigest()[:32]
+
+
+def cache_root() -> Path:
+    """Return the folder of forge's caches: ``$FORGE_CACHE``, else ``$XDG_CACHE_HOME/forge``."""
+    own = os.environ.get("FORGE_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forge"
+
+
+@cache
+def _folder() -> Path | None:
+    """Return the private folder for object code, or ``None`` when there can be none."""
+    folder = cache_root() / "kernels" / fingerprint()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        log.debug("no kernel cache: %s", error)
+        return None
+    foreign = status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if foreign:
+        log.warning("%s belongs to or is writable by others; compiled kernels are not kept", folder)
+        return None
+    return folder
+
+
+@dataclass(slots=True)
+class _Loaded:
+    address: int
+    keep: list[object] = field(default_factory=list)
+
+
+_loaded: dict[tuple[str, Compute], _Loaded] = {}
+_lock = threading.RLock()
+_compiled_s = 0.0
+
+
+def compile_seconds() -> float:
+    """Return the time that this process has spent in compiling, in seconds."""
+    return _compiled_s
+
+
+def _from_cache(path: Path) -> tuple[str, bytes] | None:
+    try:
+        head, _, code = path.read_bytes().partition(b"\n")
+        record = json.loads(head)
+        if record["sha256"] == hashlib.sha256(code).hexdigest():
+            return str(record["symbol"]), code
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.debug("%s: %s", path, error)
+    return None
+
+
+def _to_cache(path: Path, symbol: str, code: bytes) -> None:
+    record = {"symbol": symbol, "sha256": hashlib.sha256(code).hexdigest()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(json.dumps(record).encode() + b"\n" + code)
+        partial.replace(path)
+    except OSError as error:
+        log.debug("%s: %s", path, error)
+        partial.unlink(missing_ok=True)
+
+
+def _link(symbol: str, code: bytes) -> _Loaded:
+    llvm = _binding()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(symbol)
+    if not address:
+        raise RuntimeError(f"object code lacks {symbol}")
+    return _Loaded(address, [engine, machine])
+
+
+def _compile(module: str, name: str, compute: Compute) -> tuple[Any, str, bytes]:
+    entries = importlib.import_module("forge.kernels.cpu.entries")
+    function = getattr(importlib.import_module(f"forge.kernels.cpu.{module}"), name)
+    compiled = entries.compile_entry(function, compute, block=module == "memory")
+    return compiled.keep, compiled.symbol, compiled.code
+
+
+def address(kernel: str, compute: Compute) -> int:
+    """Return the address of a kernel's machine code, compiling it when it is not cached.
+
+    Args:
+        kernel: ``module.function`` below ``forge.kernels.cpu``.
+        compute: Type of the work rows.
+    """
+    global _compiled_s
+    with _lock:
+        known = _loaded.get((kernel, compute))
+        if known is not None:
+            return known.address
+        folder = _folder()
+        path = folder / f"{kernel}-{compute}.o" if folder else None
+        stored = _from_cache(path) if path else None
+        if stored is None:
+            started = time.perf_counter()
+            module, _, name = kernel.partition(".")
+            keep, symbol, code = _compile(module, name, compute)
+            _compiled_s += time.perf_counter() - started
+            log.debug("compiled %s for %s in %.2f s", kernel, compute, _compiled_s)
+            if path:
+                _to_cache(path, symbol, code)
+            del keep
+        else:
+            symbol, code = stored
+        loaded = _link(symbol, code)
+        _loaded[kernel, compute] = loaded
+        return loaded.address
+
+
+def is_cached(kernels: Iterable[str], compute: Compute) -> bool:
+    """Tell whether all kernels can be had without compiling."""
+    folder = _folder()
+    return all(
+        (kernel, compute) in _loaded or (folder and (folder / f"{kernel}-{compute}.o").exists())
+        for kernel in kernels
+    )
+
+
+@cache
+def _prototype() -> Any:
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _MERGE_WORDS)
+
+
+@cache
+def merge_kernel(kernel: str, compute: Compute) -> Callable[..., None]:
+    """Return a merge kernel as a callable over the addresses of the module docstring."""
+    function: Callable[..., None] = _prototype()(address(kernel, compute))
+    return function

@@ -1,0 +1,174 @@
+"""Gram matrices and linear combinations, for methods whose result lies in the span of the inputs.
+
+Slerp, the Karcher mean, Model Stock and their kin look geometric, but every point they visit is
+a combination of the inputs, so all their angles follow from inner products. One pass sums the
+Gram matrix, the method decides on a handful of numbers, and a second pass writes the combination.
+Each kernel comes for whole tensors, for rows (last axis) and for columns (first axis).
+
+Imported only to compile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
+from forge.kernels.cpu.native import BLOCK
+from forge.kernels.cpu.reductions import dot
+
+
+@inlined
+def _read_all(inputs, readers, has_base, position, size, counts, work):  # type: ignore[no-untyped-def]
+    """Read a block of every input; with a base, make the others task vectors."""
+    for m in range(len(inputs)):
+        counts[m] |= read_block(readers[m], inputs[m], position, size, work, m)
+    if has_base:
+        base = work[0]
+        for m in range(1, len(inputs)):
+            x = work[m]
+            for i in range(size):
+                x[i] -= base[i]
+
+
+def gram(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """Add the lower triangle of the Gram matrix of the inputs (with a base: of δ) to stats.
+
+    counts[m]: whether input m holds a value that is not finite.
+    """
+    for offset in range(0, count, BLOCK):
+        size = min(BLOCK, count - offset)
+        _read_all(inputs, readers, has_base, start + offset, size, counts, work)
+        pair = 0
+        for m in range(has_base, len(inputs)):
+            for other in range(has_base, m + 1):
+                stats[pair] += dot(work[m], work[other], size)
+                pair += 1
+
+
+def gram_rows(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """As ``gram``, one triangle for each row: stats[row·P + pair]. Cuts fall between rows."""
+    num_models = len(inputs) - has_base
+    num_pairs = num_models * (num_models + 1) // 2
+    for row in range(start // width, (start + count) // width):
+        for column in range(0, width, BLOCK):
+            size = min(BLOCK, width - column)
+            _read_all(inputs, readers, has_base, row * width + column, size, counts, work)
+            pair = row * num_pairs
+            for m in range(has_base, len(inputs)):
+                for other in range(has_base, m + 1):
+                    stats[pair] += dot(work[m], work[other], size)
+                    pair += 1
+
+
+def gram_columns(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """As ``gram``, one triangle for each column: stats[pair·width + column].
+
+    ``width`` is the number of columns when the first axis runs down. Cuts fall between rows.
+    """
+    for row in range(start // width, (start + count) // width):
+        for column in range(0, width, BLOCK):
+            size = min(BLOCK, width - column)
+            _read_all(inputs, readers, has_base, row * width + column, size, counts, work)
+            pair = column
+            for m in range(has_base, len(inputs)):
+                for other in range(has_base, m + 1):
+                    x = work[m]
+                    y = work[other]
+                    sums = stats[pair : pair + size]
+                    for i in range(size):
+                        sums[i] += np.float64(x[i]) * np.float64(y[i])
+                    pair += width
+
+
+def combine(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """Write Σ c·x / d, or base + Σ c·δ / d when there is a base.
+
+    params: one c for each model, then d (apart, so that sums which cancel stay zero).
+
+    counts[m]: whether input m is not finite; counts[number of inputs]: whether the result is.
+    """
+    num_inputs = len(inputs)
+    total = wide(work, num_inputs)
+    for offset in range(0, count, BLOCK):
+        size = min(BLOCK, count - offset)
+        _read_all(inputs, readers, has_base, start + offset, size, counts, work)
+        for i in range(size):
+            total[i] = 0.0
+        for m in range(has_base, num_inputs):
+            x = work[m]
+            coefficient = params[m - has_base]
+            for i in range(size):
+                total[i] += coefficient * np.float64(x[i])
+        divisor = params[num_inputs - has_base]
+        if divisor != 1.0:
+            for i in range(size):
+                total[i] /= divisor
+        if has_base:
+            base = work[0]
+            for i in range(size):
+                total[i] += np.float64(base[i])
+        counts[num_inputs] |= write_block(writer, output, offset, size, work, num_inputs)
+
+
+def combine_rows(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """As ``combine`` with coefficients of each row: params[row·M + m]. Cuts fall between rows."""
+    num_inputs = len(inputs)
+    num_models = num_inputs - has_base
+    total = wide(work, num_inputs)
+    for row in range(start // width, (start + count) // width):
+        for column in range(0, width, BLOCK):
+            size = min(BLOCK, width - column)
+            position = row * width + column
+            _read_all(inputs, readers, has_base, position, size, counts, work)
+            for i in range(size):
+                total[i] = 0.0
+            for m in range(num_models):
+                x = work[m + has_base]
+                coefficient = params[row * num_models + m]
+                for i in range(size):
+                    total[i] += coefficient * np.float64(x[i])
+            if has_base:
+                base = work[0]
+                for i in range(size):
+                    total[i] += np.float64(base[i])
+            counts[num_inputs] |= write_block(
+                writer, output, position - start, size, work, num_inputs
+            )
+
+
+def combine_columns(  # type: ignore[no-untyped-def]
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """As ``combine`` with coefficients of each column: params[m·width + column]."""
+    num_inputs = len(inputs)
+    total = wide(work, num_inputs)
+    for row in range(start // width, (start + count) // width):
+        for column in range(0, width, BLOCK):
+            size = min(BLOCK, width - column)
+            position = row * width + column
+            _read_all(inputs, readers, has_base, position, size, counts, work)
+            for i in range(size):
+                total[i] = 0.0
+            for m in range(num_inputs - has_base):
+                x = work[m + has_base]
+                first = m * width + column
+                coefficients = params[first : first + size]
+                for i in range(size):
+                    total[i] += coefficients[i] * np.float64(x[i])
+            if has_base:
+                base = work[0]
+                for i in range(size):
+                    total[i] += np.float64(base[i])
+            counts[num_inputs] |= write_block(
+                writer, output, position - start, size, work, num_inputs
+            )

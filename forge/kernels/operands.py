@@ -1,0 +1,241 @@
+"""One tensor of a merge as a method sees it: its inputs, its shape, and a place for the result.
+
+A method never touches files, names or threads. It gets ``Operands``, runs kernels over them
+(once to reduce, once to write) and returns statistics. Inputs are addresses of mapped files, so
+nothing is copied; results leave in chunks, while they are in the cache, through ``emit``.
+
+May import numpy and the kernels' loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.kernels.cpu import native
+from forge.kernels.cpu.native import BLOCK, Compute
+
+CHUNK: Final = 1 << 19
+"""Elements that are computed, hashed and written in one go; a multiple of ``BLOCK``."""
+
+FORMATS: Final = frozenset({"BF16", "F16", "F32", "F64"})
+"""safetensors dtypes that kernels read and write."""
+
+_NUMPY: Final = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+
+Emit = Callable[[int, memoryview], None]
+"""Takes the byte offset in the tensor and the bytes of a finished piece."""
+
+Int64s = npt.NDArray[np.int64]
+Float64s = npt.NDArray[np.float64]
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return the address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+class Workspace:
+    """Scratch memory of one worker thread; it grows to the widest need and is then reused."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Compute, npt.NDArray[Any]] = {}
+        self._output = np.empty(0, np.uint8)
+
+    def rows(self, count: int, compute: Compute) -> npt.NDArray[Any]:
+        """Return at least ``count`` work rows of ``BLOCK`` elements."""
+        rows = self._rows.get(compute)
+        if rows is None or len(rows) < count:
+            rows = np.zeros((count, BLOCK), np.dtype(compute))
+            self._rows[compute] = rows
+        return rows
+
+    def output(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return a buffer of exactly ``num_bytes``."""
+        if len(self._output) < num_bytes:
+            self._output = np.empty(num_bytes, np.uint8)
+        return self._output[:num_bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The inputs of one output tensor.
+
+    Attributes:
+        inputs: Bytes of each input, the base first when there is one; all of one shape.
+        dtypes: safetensors dtype of each input.
+        has_base: Whether the first input is the base.
+        shape: Shape of every input and of the result.
+        out_dtype: safetensors dtype of the result.
+        emit: Receives the result.
+        workspace: Scratch memory of this thread.
+    """
+
+    inputs: tuple[memoryview | npt.NDArray[Any], ...]
+    dtypes: tuple[str, ...]
+    has_base: bool
+    shape: tuple[int, ...]
+    out_dtype: str
+    emit: Emit
+    workspace: Workspace = field(default_factory=Workspace)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def width(self) -> int:
+        """Length of the last axis; 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows along the last axis."""
+        return self.numel // self.width if self.width else 0
+
+    @property
+    def num_models(self) -> int:
+        """Number of inputs beside the base."""
+        return len(self.inputs) - self.has_base
+
+    @property
+    def compute(self) -> Compute:
+        """float64 where an input is, else float32."""
+        return "float64" if "F64" in self.dtypes else "float32"
+
+    def select(self, indices: Sequence[int], *, has_base: bool) -> Operands:
+        """Return the same tensor with some of its inputs, given by their positions."""
+        return replace(
+            self,
+            inputs=tuple(self.inputs[i] for i in indices),
+            dtypes=tuple(self.dtypes[i] for i in indices),
+            has_base=has_base,
+        )
+
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """Return the inputs as flat arrays of their storage type (bfloat16 as uint16)."""
+        return tuple(
+            np.frombuffer(data, _NUMPY[dtype])
+            for data, dtype in zip(self.inputs, self.dtypes, strict=True)
+        )
+
+    def plan(self, kernel: str, *, rows: int, width: int | None = None) -> KernelPass:
+        """Prepare passes of one kernel over this tensor.
+
+        Args:
+            kernel: ``module.function`` of a merge kernel.
+            rows: Work rows that it needs.
+            width: Length of what the kernel takes for a row; the last axis by default.
+        """
+        compute = self.compute
+        views = [np.frombuffer(data, np.uint8) for data in self.inputs]
+        return KernelPass(
+            operands=self,
+            function=native.merge_kernel(kernel, compute),
+            inputs=np.array([address_of(view) for view in views], np.int64),
+            readers=np.array([reader(dtype, compute) for dtype in self.dtypes], np.int64),
+            work=self.workspace.rows(rows, compute),
+            writer=writer(self.out_dtype),
+            width=self.width if width is None else width,
+            keep=views,
+        )
+
+
+def reader(dtype: str, compute: Compute) -> int:
+    """Return the address of the reader of a safetensors dtype."""
+    return native.address(f"memory.read_{dtype.lower()}", compute)
+
+
+def writer(dtype: str) -> int:
+    """Return the address of the writer of a safetensors dtype; results are float64."""
+    return native.address(f"memory.write_{dtype.lower()}", "float64")
+
+
+@dataclass(slots=True)
+class KernelPass:
+    """A kernel bound to a tensor: ``reduce`` only reads, ``write`` also emits the result."""
+
+    operands: Operands
+    function: Callable[..., None]
+    inputs: Int64s
+    readers: Int64s
+    work: npt.NDArray[Any]
+    writer: int
+    width: int
+    keep: list[npt.NDArray[np.uint8]]
+
+    def reduce(
+        self,
+        *,
+        params: Float64s | None = None,
+        stats: Float64s | None = None,
+        counts: Int64s | None = None,
+        start: int = 0,
+        count: int | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Run over ``count`` elements from ``start`` (all of them by default), writing nothing."""
+        stop = self.operands.numel if count is None else start + count
+        for first in range(start, stop, chunk):
+            self._call(first, min(chunk, stop - first), 0, params, stats, counts)
+
+    def write(
+        self,
+        *,
+        params: Float64s | None = None,
+        stats: Float64s | None = None,
+        counts: Int64s | None = None,
+        start: int = 0,
+        count: int | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        """Run over ``count`` elements from ``start`` and emit the result chunk by chunk."""
+        operands = self.operands
+        itemsize = np.dtype(_NUMPY[operands.out_dtype]).itemsize
+        stop = operands.numel if count is None else start + count
+        for first in range(start, stop, chunk):
+            size = min(chunk, stop - first)
+            buffer = operands.workspace.output(size * itemsize)
+            self._call(first, size, address_of(buffer), params, stats, counts)
+            operands.emit(first * itemsize, memoryview(buffer))
+
+    def _call(
+        self,
+        start: int,
+        count: int,
+        output: int,
+        params: Float64s | None,
+        stats: Float64s | None,
+        counts: Int64s | None,
+    ) -> None:
+        params = _EMPTY if params is None else params
+        stats = _EMPTY if stats is None else stats
+        counts = _NONE if counts is None else counts
+        self.function(
+            address_of(self.inputs),
+            len(self.inputs),
+            address_of(self.readers),
+            int(self.operands.has_base),
+            self.width,
+            start,
+            count,
+            address_of(params),
+            len(params),
+            output,
+            self.writer,
+            address_of(stats),
+            len(stats),
+            address_of(counts),
+            len(counts),
+            address_of(self.work),
+            len(self.work),
+        )
+
+
+_EMPTY: Final = np.zeros(1, np.float64)
+_NONE: Final = np.zeros(1, np.int64)

@@ -1,0 +1,136 @@
+"""Sum sparsified task vectors, with or without an elected sign: the body of eight methods.
+
+    δ_m = x_m - base
+    δ′_m = what a sparsifier keeps of δ_m, times its rescaling factor
+    plain:    y = base + λ Σ w_m δ′_m                        (/ Σ w_m when normalized)
+    elected:  y = base + λ Σ_agreeing w_m δ′_m               (/ Σ_agreeing w_m when normalized)
+
+The elected sign of a position is that of Σ w_m δ′_m, + when the sum is 0; a model agrees when
+its w_m δ′_m has that sign, and a zero never does (TIES-Merging, arXiv 2306.01708, §3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.kernels.cpu.layout import (
+    DENSE,
+    PARAMS_HEAD,
+    PARAMS_PER_MODEL,
+    SETTINGS,
+    WORK_HEAD,
+)
+from forge.kernels.operands import CHUNK, Float64s, Int64s, Operands
+from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
+
+KERNELS = ("task_vectors.merge",)
+
+_KERNEL = KERNELS[0]
+
+FillFactors = Callable[[int, int, npt.NDArray[Any]], None]
+"""Writes one factor for each of ``count`` elements from ``start`` into an array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """How one task vector is sparsified.
+
+    Attributes:
+        words: The settings of ``kernels/cpu/layout.py``: a code and its arguments.
+        scale: Factor of what is kept, before any rescaling to the former L1 norm.
+        fill: For ``SCALED``: computes the factors of whole rows.
+    """
+
+    words: tuple[int, ...] = (DENSE,)
+    scale: float = 1.0
+    fill: FillFactors | None = None
+
+
+def merge_task_vectors(
+    operands: Operands, call: MethodCall, sparsities: Sequence[Sparsity], *, elect: bool
+) -> TensorStatistics:
+    """Run the fused kernel over one tensor.
+
+    Args:
+        operands: The base and M models.
+        call: Needs ``weight`` of each model, and globally ``normalize``, ``lambda`` and, when
+            the method has it, ``rescale``.
+        sparsities: One for each model.
+        elect: Whether signs are elected.
+    """
+    num_models = operands.num_models
+    weights = call.of_models("weight")
+    factor = call.number("lambda")
+    normalize = call.flag("normalize")
+    if normalize and not elect:
+        total = sum(weights)
+        factor /= total if abs(total) >= 1e-8 else 1.0
+    params = np.zeros(PARAMS_HEAD + PARAMS_PER_MODEL * num_models)
+    params[:PARAMS_HEAD] = (factor, elect, normalize)
+    params[PARAMS_HEAD::PARAMS_PER_MODEL] = weights
+    params[PARAMS_HEAD + 1 :: PARAMS_PER_MODEL] = [sparsity.scale for sparsity in sparsities]
+    counts = np.zeros(3 + (2 + SETTINGS) * num_models, np.int64)
+    settings = counts[3 + 2 * num_models :].reshape(num_models, SETTINGS)
+    for row, sparsity in zip(settings, sparsities, strict=True):
+        row[: len(sparsity.words)] = sparsity.words
+
+    run = _Passes(operands, sparsities)
+    if call.values.get("rescale") == "l1":
+        sums = np.zeros(2 * num_models)
+        run.over(params, sums, counts.copy(), write=False)
+        before, after = sums[:num_models], sums[num_models:]
+        scales = np.divide(before, after, out=np.ones(num_models), where=after > 0)
+        dense = settings[:, 0] == DENSE
+        params[PARAMS_HEAD + 1 :: PARAMS_PER_MODEL] = np.where(dense, 1.0, scales)
+    triangle = np.zeros(num_models * (num_models + 1) // 2)
+    run.over(params, triangle, counts, write=True)
+
+    numel = max(operands.numel, 1)
+    norms, cosines = norms_and_cosines(triangle, num_models)
+    kept = counts[3 + num_models : 3 + 2 * num_models]
+    kept_shares = tuple(
+        1.0 if words[0] == DENSE else float(count) / numel
+        for words, count in zip(settings, kept, strict=True)
+    )
+    return TensorStatistics(
+        bad_inputs=tuple(bool(flag) for flag in counts[: 1 + num_models]),
+        bad_output=bool(counts[1 + num_models]),
+        norms=norms,
+        cosines=cosines,
+        conflict_share=float(counts[2 + num_models]) / numel if num_models > 1 else None,
+        kept_shares=kept_shares,
+    )
+
+
+class _Passes:
+    """Runs the kernel over a tensor, in chunks of whole rows when factors must be computed."""
+
+    def __init__(self, operands: Operands, sparsities: Sequence[Sparsity]) -> None:
+        self._operands = operands
+        self._fills = [sparsity.fill for sparsity in sparsities if sparsity.fill is not None]
+        rows = WORK_HEAD + operands.num_models
+        width = max(operands.width, 1) if self._fills else 1
+        self._chunk = max(1, CHUNK // width) * width
+        size = min(self._chunk, operands.numel)
+        self._factors = [np.empty(size, np.dtype(operands.compute)) for _ in self._fills]
+        dtype = "F64" if operands.compute == "float64" else "F32"
+        extended = replace(
+            operands,
+            inputs=(*operands.inputs, *self._factors),
+            dtypes=(*operands.dtypes, *[dtype] * len(self._fills)),
+        )
+        self._pass = extended.plan(_KERNEL, rows=rows)
+
+    def over(self, params: Float64s, stats: Float64s, counts: Int64s, *, write: bool) -> None:
+        run = self._pass.write if write else self._pass.reduce
+        for start in range(0, self._operands.numel, self._chunk):
+            count = min(self._chunk, self._operands.numel - start)
+            for fill, factors in zip(self._fills, self._factors, strict=True):
+                fill(start, count, factors[:count])
+            # The factors begin at `start`, so this piece is never cut again.
+            run(params=params, stats=stats, counts=counts, start=start, count=count, chunk=count)

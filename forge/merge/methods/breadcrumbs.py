@@ -1,0 +1,22 @@
+"""Model Breadcrumbs: drop the greatest and the smallest magnitudes, sum the rest.
+
+    y = base + λ Σ w·mid(δ, γ, density)
+
+The ⌊γ·n⌋ greatest magnitudes of a tensor are dropped and the next ⌊density·n⌋ kept.
+
+Reference: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795.
+"""
+
+from __future__ import annotations
+
+from forge.kernels.operands import Operands
+from forge.merge import consensus, sparsify
+from forge.merge.contract import MethodCall, TensorStatistics
+
+KERNELS = (*sparsify.MAGNITUDE_KERNELS, *consensus.KERNELS)
+
+
+def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
+    """Merge one tensor; per model ``weight``, ``density`` and ``gamma``."""
+    kept = sparsify.keep_middle(operands, call.of_models("density"), call.of_models("gamma"))
+    return consensus.merge_task_vectors(operands, call, kept, elect=False)
