@@ -1,0 +1,112 @@
+"""The table against the models that transformers itself builds, and names back and forth."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge.architectures.names import architecture_of, layers_present
+from forge.architectures.table import ARCHITECTURES
+from forge.core.errors import IncompatibleError
+
+_SMALL = {
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "hidden_size": 32, "n_embd": 32,
+    "d_model": 32, "intermediate_size": 32, "ffn_dim": 32, "num_attention_heads": 2, "n_head": 2,
+    "n_heads": 2, "num_key_value_heads": 2, "vocab_size": 64, "rotary_dim": 8,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2,
+    "num_local_experts": 2, "num_experts_per_tok": 1, "n_positions": 16, "head_dim": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "word_embed_proj_dim": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES.names() if name != "gemma3"])
+def test_rows_fit_what_transformers_builds(model_type: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    defaults = AutoConfig.for_model(model_type)
+    known = defaults.to_dict()
+    settings = {key: value for key, value in _SMALL.items() if key in known}
+    config = AutoConfig.for_model(model_type, **settings)
+    with torch.device("meta"):
+        names = list(AutoModelForCausalLM.from_config(config).state_dict())
+    row = architecture_of(config.to_dict())
+    assert row.num_layers(config.to_dict()) == 2
+    assert layers_present(row, names) == (0, 1)
+    outside = [name for name in names if row.layer_of(name) is None]
+    assert len([name for name in outside if name in row.embeddings]) == 1
+    assert set(outside) & set(row.final_norms)
+    # gpt_neox stores its head as embed_out, which transformers 5 renames while loading.
+    assert set(outside) & set(row.heads)
+    assert row.is_tied({}) == bool(known["tie_word_embeddings"])
+    for key, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == 2 and "layer" in key:
+            assert key in row.per_layer_lists, key
+
+
+def test_gemma3_of_several_parts() -> None:
+    row = ARCHITECTURES["gemma3"]
+    assert row.layer_of("language_model.model.layers.3.mlp.up_proj.weight") == 3
+    assert row.layer_of("model.language_model.layers.3.mlp.up_proj.weight") == 3
+    assert row.layer_of("vision_tower.vision_model.encoder.layers.3.mlp.fc1.weight") is None
+    assert row.num_layers({"text_config": {"num_hidden_layers": 5}}) == 5
+    assert row.is_tied({"text_config": {"tie_word_embeddings": False}}) is False
+
+
+@given(
+    st.sampled_from(ARCHITECTURES.names()), st.integers(0, 200), st.integers(0, 200),
+    st.sampled_from(["mlp.up_proj.weight", "mlp.experts.7.w1.weight", "ln_1.bias"]),
+)  # fmt: skip
+def test_a_layer_number_can_be_read_and_replaced(
+    model_type: str, layer: int, other: int, rest: str
+) -> None:
+    row = ARCHITECTURES[model_type]
+    for prefix in row.layer_prefixes:
+        name = f"{prefix}{layer}.{rest}"
+        assert row.layer_of(name) == layer
+        assert row.with_layer(name, other) == f"{prefix}{other}.{rest}"
+        assert row.with_layer(row.with_layer(name, other), layer) == name
+        assert row.vocabulary_axis(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.weight", "model.layers.", "model.layers.x.y", "model.layers.3", "model.layers.-1.y",
+     "model.layers.².y", "xmodel.layers.1.y", "model.layers.99999999999999999999.y"],
+)  # fmt: skip
+def test_other_names_are_in_no_layer(name: str) -> None:
+    row = ARCHITECTURES["llama"]
+    assert row.layer_of(name) is None
+    with pytest.raises(ValueError, match="not in a layer of llama"):
+        row.with_layer(name, 0)
+
+
+def test_the_vocabulary_runs_over_rows() -> None:
+    row = ARCHITECTURES["phi"]
+    assert row.vocabulary_axis("model.embed_tokens.weight") == 0
+    assert row.vocabulary_axis("lm_head.bias") == 0
+    assert row.vocabulary_axis("model.layers.0.mlp.fc1.weight") is None
+
+
+def test_an_unknown_family_is_inferred_with_a_notice() -> None:
+    names = ["wte.weight", "blocks.0.a.weight", "blocks.11.experts.2.weight", "norm.weight"]
+    row = architecture_of({"model_type": "newllm"}, tensor_names=names)
+    assert row.layer_of("blocks.11.experts.2.weight") == 11
+    assert row.embeddings == ("wte.weight",)
+    assert "'newllm' is not in forge's table" in (row.notice or "")
+    assert row.num_layers({"n_layer": 12}) == 12
+
+
+def test_an_unknown_family_that_is_ambiguous_is_refused() -> None:
+    names = ["encoder.layers.0.a", "decoder.layers.0.a"]
+    with pytest.raises(IncompatibleError, match=r"begin with decoder.layers., encoder.layers."):
+        architecture_of({"model_type": "t5"}, tensor_names=names)
+    with pytest.raises(IncompatibleError, match="Did you mean 'mistral'"):
+        architecture_of({"model_type": "mistrall"})
+    with pytest.raises(IncompatibleError, match="no 'model_type'"):
+        architecture_of({})
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "32", None, 2.0])
+def test_the_number_of_layers_must_be_a_positive_number(value: object) -> None:
+    with pytest.raises(IncompatibleError, match="must state 'num_hidden_layers'"):
+        ARCHITECTURES["llama"].num_layers({"num_hidden_layers": value})
