@@ -1,0 +1,1 @@
+"""Strict reading of merge recipes: every mistake at once, with its line. Plain data, no torch."""

@@ -66,9 +66,9 @@ def _token(token: str, value: object, path: KeyPath, findings: Findings) -> Toke
         if len(shape.source) > 1:
             findings.add(at, "A zero embedding takes no other key. Keep 'kind: zero' alone.")
         return TokenEntry(token, "zero", force=shape.force)
-    if "kind" not in shape.source:
+    if shape.source.get("kind") is None:
         findings.add(at, "This has no 'kind'. Write 'kind: model_token' or 'kind: zero'.")
-    if inner.model is None and "model" not in shape.source:
+    if shape.source.get("model") is None:
         findings.add(at, "This has no 'model'. Name the model that has the other token.")
     if (inner.token is None) == (inner.token_id is None):
         findings.add(at, "Give either 'token' or 'token_id' of the other token.")

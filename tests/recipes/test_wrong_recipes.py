@@ -555,6 +555,14 @@ WRONG = {
         "tokenizer.tokens.x.source",
         "either 'token' or 'token_id'",
     ),
+    "token of no model": (
+        DARE,
+        "dtype:",
+        "tokenizer: {tokens: {x: {source: {kind: model_token, model: null, token: y}}}}\ndtype:",
+        11,
+        "tokenizer.tokens.x.source",
+        "has no 'model'",
+    ),
     "token of an unknown kind": (
         DARE,
         "dtype:",
