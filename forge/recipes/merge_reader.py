@@ -7,7 +7,8 @@ returned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from forge.core.catalog import Catalog
@@ -55,37 +56,16 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     def read(raw: Mapping[str, object] | None, path: KeyPath, level: Level) -> dict[str, Setting]:
         return read_parameters(raw, path, level, method=method, methods=methods, findings=findings)
 
-    parameters = read(shape.parameters, ("parameters",), "global")
-    module, prefix = _read_module(shape, findings)
-    for name, setting in read(module.parameters, (*prefix, "parameters"), "global").items():
-        parameters[name] = setting.then(parameters.get(name))
-    written = frozenset(shape.parameters or ()) | frozenset(module.parameters or ())
     base = findings.reference(shape.base_model, ("base_model",))
-
-    models: tuple[ModelEntry, ...] = ()
-    slices: tuple[SliceEntry, ...] = ()
-    groups: list[Group] = []
-    if (module.models is None) == (module.slices is None):
-        _report_choice(module, value, prefix, findings)
-    if module.models is not None:
-        at = (*prefix, "models")
-        models, listed = _read_models(module.models, at, read, findings, hints)
-        groups.append(Group(listed, base, written, at, is_slice=False))
-    if module.slices is not None:
-        at = (*prefix, "slices")
-        slices, found = read_slices(module.slices, at, base, written, read, findings, hints)
-        groups += found
+    body = _read_body(shape, value, base, read, findings, hints)
     if method is not None:
-        for group in groups:
+        for group in body.groups:
             check_group(method, group, findings)
         if base is not None or value.get("base_model") is None:
-            check_base(method, groups, findings)
+            check_base(method, body.groups, findings)
 
     tokenizer = read_tokenizer(shape.tokenizer_source, shape.tokenizer, findings)
-    named = {item.model for group in groups for item in group.listed} | {
-        group.base for group in groups
-    }
-    _check_token_models(tokenizer, named, findings)
+    _check_token_models(tokenizer, body.groups, findings)
     dtype = read_dtype(shape.dtype, ("dtype",), findings)
     out_dtype = read_dtype(shape.out_dtype, ("out_dtype",), findings)
     chat_template = read_chat_template(shape.chat_template, findings)
@@ -95,9 +75,9 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     recipe = MergeRecipe(
         method,
         base_model=base,
-        models=models,
-        slices=slices,
-        parameters=_with_defaults(parameters, method),
+        models=body.models,
+        slices=body.slices,
+        parameters=_with_defaults(body.parameters, method),
         dtype=dtype,
         out_dtype=out_dtype,
         tokenizer=tokenizer,
@@ -113,6 +93,45 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     if findings.problems:
         raise RecipeError(findings.problems)
     return recipe
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What stands either at the top level or in the one module."""
+
+    models: tuple[ModelEntry, ...]
+    slices: tuple[SliceEntry, ...]
+    parameters: Parameters
+    groups: tuple[Group, ...]
+
+
+def _read_body(
+    shape: RecipeShape,
+    value: Mapping[str, object],
+    base: ModelReference | None,
+    read: ParameterReader,
+    findings: Findings,
+    hints: dict[str, str],
+) -> _Body:
+    parameters = read(shape.parameters, ("parameters",), "global")
+    module, prefix = _read_module(shape, findings)
+    for name, setting in read(module.parameters, (*prefix, "parameters"), "global").items():
+        parameters[name] = setting.then(parameters.get(name))
+    written = frozenset(shape.parameters or ()) | frozenset(module.parameters or ())
+    models: tuple[ModelEntry, ...] = ()
+    slices: tuple[SliceEntry, ...] = ()
+    groups: list[Group] = []
+    if (module.models is None) == (module.slices is None):
+        _report_choice(module, value, prefix, findings)
+    if module.models is not None:
+        at = (*prefix, "models")
+        models, listed = _read_models(module.models, at, read, findings, hints)
+        groups.append(Group(listed, base, written, at, is_slice=False))
+    if module.slices is not None:
+        at = (*prefix, "slices")
+        slices, found = read_slices(module.slices, at, base, written, read, findings, hints)
+        groups += found
+    return _Body(models, slices, parameters, tuple(groups))
 
 
 def _read_method(
@@ -194,10 +213,10 @@ def _read_models(
 
 
 def _check_token_models(
-    tokenizer: TokenizerEntry | None,
-    named: set[ModelReference | None],
-    findings: Findings,
+    tokenizer: TokenizerEntry | None, groups: Sequence[Group], findings: Findings
 ) -> None:
+    named = {item.model for group in groups for item in group.listed}
+    named |= {group.base for group in groups}
     for entry in () if tokenizer is None else tokenizer.tokens:
         if entry.model is not None and entry.model not in named:
             findings.add(
