@@ -107,9 +107,9 @@ BORDERS = [
     Border(
         "model_stock returns the base for opposite task vectors",
         "model_stock",
-        [_at_angle(0.0), _at_angle(np.pi - 1e-4)],
+        [0.5 * E_1 + _at_angle(0.0), 0.5 * E_1 + _at_angle(np.pi - 1e-4)],
         lambda b, xs: ref.model_stock(b, xs),
-        _vector(0.5, 0.25),
+        0.5 * E_1,
     ),
     Border(
         "ram needs more than epsilon",
