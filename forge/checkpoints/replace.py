@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -56,8 +55,8 @@ def publish(folder: Path, out: Path, *, overwrite: bool) -> None:
     Args:
         folder: The finished folder, on the same file system as ``out``.
         out: Its final name.
-        overwrite: Whether a folder of that name may be replaced. It is exchanged with the new
-            one in one step and deleted only afterwards.
+        overwrite: Whether a folder of that name may be replaced. The two exchange their names
+            in one step, so that the old one is ``folder`` afterwards, for the caller to delete.
 
     Raises:
         OutputError: The rename failed, or something has appeared in the place meanwhile. What
@@ -66,7 +65,6 @@ def publish(folder: Path, out: Path, *, overwrite: bool) -> None:
     try:
         if overwrite and out.exists():
             _exchange(folder, out)
-            shutil.rmtree(folder)
         else:
             # An empty folder may stand there: rename replaces it, and fails on any other.
             folder.rename(out)

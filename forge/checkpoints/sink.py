@@ -121,6 +121,7 @@ class TensorSink:
         self._owner: PartialLock | None = None
         self._flusher: threading.Thread | None = None
         self._keep = False
+        self._published = False
         check_replaceable(out, overwrite=overwrite)
         try:
             self._out.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +229,7 @@ class TensorSink:
             raise OutputError(f"The output cannot be read back: {error}") from error
         check_replaceable(self._out, overwrite=self._overwrite)
         publish(self._folder, self._out, overwrite=self._overwrite)
+        self._published = True
         self._done_with(remove=True)
 
     def close(self) -> None:
@@ -237,7 +239,7 @@ class TensorSink:
         be another file's by the time it writes.
         """
         self._stop_flushing()
-        self._done_with(remove=not (self._done or self._keep))
+        self._done_with(remove=self._published or not (self._done or self._keep))
 
     def __enter__(self) -> TensorSink:
         return self
@@ -296,11 +298,15 @@ class TensorSink:
         known = [record for name, record in records.items() if name in self._places]
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
             verdicts = list(pool.map(self._is_intact, known))
-        for record, intact in zip(known, verdicts, strict=True):
-            if intact:
-                self._done[record.name] = record
-            else:
-                _LOG.warning("'%s' is not what the journal says; it is redone", record.name)
+        self._done.update(
+            {row.name: row for row, intact in zip(known, verdicts, strict=True) if intact}
+        )
+        if len(self._done) < len(known):
+            _LOG.warning(
+                "%d of %d tensors of the interrupted run are damaged; they are redone",
+                len(known) - len(self._done),
+                len(known),
+            )
         self._keep = False
         for name in self._done:
             self._mark(name)
@@ -367,7 +373,14 @@ class TensorSink:
         if self._owner is None:
             return
         if remove:
-            discard(self._partial, keep=frozenset({"lock"}))
+            try:
+                # First, so that a later run never takes what is left here for progress.
+                self._journal_path.unlink(missing_ok=True)
+                discard(self._partial, keep=frozenset({"lock"}))
+            except OSError as error:
+                _LOG.warning(
+                    "'%s' could not be deleted (%s); delete it yourself", self._partial, error
+                )
         self._owner.close(remove=remove)
         self._owner = None
         if remove:

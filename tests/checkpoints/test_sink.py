@@ -259,6 +259,31 @@ def test_kill_9_in_the_middle_then_the_same_again(
     _assert_right(out)
 
 
+def test_kills_at_random_moments_never_change_a_byte(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _make(tmp_path / "whole")
+    out = tmp_path / "out"
+    generator = np.random.default_rng(7)
+    for _ in range(10):
+        process = _start(out, "new", 0.02)
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            process.wait(timeout=generator.uniform(0, 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+    if not out.exists():
+        _make(out)
+    ours, whole = _snapshot(out), _snapshot(tmp_path / "whole")
+    weights = {name for name in whole if name.endswith((".safetensors", "index.json"))}
+    assert {name: ours[name] for name in weights} == {name: whole[name] for name in weights}
+    # What a killed process had finished was intact: nothing was done twice.
+    assert not caplog.records
+
+
 def test_two_processes_cannot_write_one_output(
     tmp_path: Path, slow_process: subprocess.Popen[str]
 ) -> None:
@@ -378,6 +403,24 @@ def test_a_failed_replacement_brings_the_old_one_back(
     with _sink(out, overwrite=True) as sink:
         assert len(sink.done) == len(PLAN)
         sink.commit({}, _manifest)
+    _assert_right(out)
+
+
+def test_an_old_output_that_cannot_be_deleted_is_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    _make(out)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    _make(out, overwrite=True)
+    monkeypatch.undo()
+    assert "delete it yourself" in caplog.text
+    assert (_partial(out) / "output" / MANIFEST_FILE).exists()
+    _make(out, overwrite=True)
     _assert_right(out)
 
 
