@@ -69,6 +69,17 @@ def _rescale(default: ParameterValue) -> ParameterRow:
     )
 
 
+_L1_RESCALE: Final = ParameterRow(
+    "rescale",
+    "global",
+    "choice",
+    "how what is kept is scaled up: to the former L1 norm (true means l1), or not at all",
+    default="none",
+    gradient=False,
+    choices=("l1", "none"),
+)
+
+
 def _family(*rows: ParameterRow, normalize: bool) -> tuple[ParameterRow, ...]:
     return (
         _weight(),
@@ -111,6 +122,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             None,
             "optional",
             (_weight(), _flag("normalize", True, "divide by the sum of the weights")),
+            base_is_merged=True,
         ),
         MethodRow(
             "slerp",
@@ -189,6 +201,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
                     gradient=False,
                 ),
             ),
+            base_is_merged=True,
         ),
         MethodRow(
             "task_arithmetic",
@@ -210,7 +223,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             "required",
             _family(
                 _density(),
-                _flag("rescale", False, "scale what is kept to the former L1 norm"),
+                _L1_RESCALE,
                 normalize=True,
             ),
         ),
@@ -246,7 +259,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             1,
             None,
             "required",
-            _family(_density(), _GAMMA, normalize=False),
+            _family(_density(), _GAMMA, _L1_RESCALE, normalize=False),
         ),
         MethodRow(
             "breadcrumbs_ties",
@@ -256,7 +269,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             1,
             None,
             "required",
-            _family(_density(), _GAMMA, normalize=False),
+            _family(_density(), _GAMMA, _L1_RESCALE, normalize=False),
         ),
         MethodRow(
             "della",
@@ -402,6 +415,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             1,
             "optional",
             (ParameterRow("scale", "model", "number", "factor of every element", default=1.0),),
+            base_is_merged=True,
         ),
     ]
 )

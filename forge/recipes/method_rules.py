@@ -14,7 +14,6 @@ from forge.recipes.parameters import MethodRow
 from forge.recipes.place import KeyPath
 from forge.recipes.reference import ModelReference
 
-_BASE_IS_MERGED: Final = frozenset({"linear", "karcher", "passthrough"})
 """Methods that treat the base, when there is one, as one more model to be merged."""
 
 
@@ -65,7 +64,7 @@ def check_group(method: MethodRow, group: Group, findings: Findings) -> None:
 
 def has_own_values(method: MethodRow, model: ModelReference, base: ModelReference | None) -> bool:
     """Return whether a model takes part with parameters of its own, as the base mostly does not."""
-    return model != base or method.name in _BASE_IS_MERGED
+    return model != base or method.base_is_merged
 
 
 def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -> None:
@@ -113,7 +112,7 @@ def _check_count(method: MethodRow, group: Group, findings: Findings) -> None:
     if group.base is None and method.base == "required":
         return
     merged = [item for item in group.listed if item.model != group.base]
-    beside = group.base is not None and method.name not in _BASE_IS_MERGED
+    beside = group.base is not None and not method.base_is_merged
     count = len(merged) if beside else len(group.listed)
     low, high = method.min_models, method.max_models
     if low <= count and (high is None or count <= high):
@@ -173,7 +172,7 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
                 )
         listed = [item.model for item in group.listed]
         is_added = not group.is_slice and group.base is not None and group.base not in listed
-        if is_added and method.name in _BASE_IS_MERGED:
+        if is_added and method.base_is_merged:
             findings.add(
                 ("base_model",),
                 f"{method.name} merges the base model like the others, so it needs a "

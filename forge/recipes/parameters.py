@@ -58,6 +58,8 @@ class MethodRow:
         min_models: Fewest models, the base not counted when ``base`` is not ``forbidden``.
         max_models: Most models, or ``None``.
         base: Whether ``base_model`` is ``required``, ``optional`` or ``forbidden``.
+        base_is_merged: Whether a base is one model among the others; otherwise it is what task
+            vectors are differences to.
         parameters: The parameters, in the order in which they are listed.
         symmetric: Whether the order of the models cannot change the result.
         random: Whether the seed matters.
@@ -74,6 +76,7 @@ class MethodRow:
     parameters: tuple[ParameterRow, ...]
     symmetric: bool = True
     random: bool = False
+    base_is_merged: bool = False
     differs: str = ""
 
     def parameter(self, name: str) -> ParameterRow | None:

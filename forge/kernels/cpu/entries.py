@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from forge.kernels.cpu.memory import pointer
-from forge.kernels.cpu.native import BLOCK, Compute
+from forge.kernels.cpu.native import BLOCK, UNREACHABLE, Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +82,25 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
         entry = cfunc(types.void(*[word] * 17))(merge_entry)
     # The wrapper carries the C calling convention; native_name is numba's internal function.
     library = entry._library
+    _refuse_foreign_symbols(function.__qualname__, library)
     _, _, (code, _) = library.serialize_using_object_code()
     return Compiled(entry._wrapper_name, code, entry)
+
+
+_LIBC = frozenset({"memcpy", "memmove", "memset", "log", "floor"})
+
+
+def _refuse_foreign_symbols(name: str, library: object) -> None:
+    """Stop when a kernel needs numba's runtime, which later runs do not load.
+
+    Raises:
+        RuntimeError: The kernel calls a function that the loader cannot provide.
+    """
+    declared = {
+        function.name
+        for function in library._final_module.functions  # type: ignore[attr-defined]
+        if function.is_declaration and not function.name.startswith(("llvm.", "Py"))
+    }
+    foreign = sorted(declared - _LIBC - set(UNREACHABLE))
+    if foreign:
+        raise RuntimeError(f"kernel {name} needs {', '.join(foreign)}; write it without")

@@ -101,7 +101,7 @@ def _call(typingctx, function, address, start, count, row):  # type: ignore[no-u
 @inlined
 def wide(work, row):  # type: ignore[no-untyped-def]
     """Return work rows ``row`` and ``row + 1`` as one row of float64, in which results are summed."""
-    return work[row : row + 2].reshape(2 * BLOCK).view(np.float64)
+    return carray(pointer(work.ctypes.data + row * BLOCK * work.itemsize), BLOCK, np.float64)
 
 
 @inlined

@@ -56,6 +56,17 @@ BLOCK: Final = 1024
 
 Compute = Literal["float32", "float64"]
 
+UNREACHABLE: Final = (
+    "NRT_Free",
+    "NRT_MemInfo_call_dtor",
+    "numba_do_raise",
+    "numba_gil_ensure",
+    "numba_gil_release",
+    "numba_runtime_build_excinfo_struct",
+    "numba_unpickle",
+)
+"""Symbols of numba's runtime that object code may name but never calls; see ``_binding``."""
+
 _MERGE_WORDS: Final = 17
 _BLOCK_WORDS: Final = 4
 
@@ -69,15 +80,7 @@ def _binding() -> Any:
     # numba's object code names these in branches that kernels never take: no kernel raises,
     # allocates or touches a Python object. A call would be a defect, so it aborts.
     abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
-    for symbol in (
-        "NRT_Free",
-        "NRT_MemInfo_call_dtor",
-        "numba_do_raise",
-        "numba_gil_ensure",
-        "numba_gil_release",
-        "numba_runtime_build_excinfo_struct",
-        "numba_unpickle",
-    ):
+    for symbol in UNREACHABLE:
         llvm.add_symbol(symbol, abort)
     return llvm
 

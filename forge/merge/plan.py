@@ -1,0 +1,437 @@
+"""Decide what will be computed, tensor by tensor, from headers and the recipe alone.
+
+A plan is data: names, shapes and numbers, no tensors and no open files. It can be printed, and
+sent to another process. Everything that makes a merge reproducible is decided here: the order
+of the models, the parameters of each tensor, the key of each random stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from forge.architectures.names import architecture_of, layers_present
+from forge.architectures.table import Architecture
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.layout import PlannedTensor
+from forge.checkpoints.sidecars import LayerOrigin
+from forge.checkpoints.source import TensorSource
+from forge.core.dtypes import BY_TORCH_NAME, DTYPES
+from forge.core.errors import IncompatibleError
+from forge.merge.contract import Stream
+from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
+from forge.recipes.parameters import MethodRow, ParameterValue
+from forge.recipes.reference import ModelReference
+from forge.recipes.settings import layer_position
+
+IDENTICAL = "identical"
+"""What a job of a tensor that is no float does: all models must agree, and it is copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """One tensor of one model."""
+
+    model: ModelReference
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeJob:
+    """One output tensor.
+
+    Attributes:
+        output: Its name.
+        shape: Its dimensions.
+        dtype: safetensors dtype to write.
+        inputs: What it is made from, the base first when there is one.
+        has_base: Whether the first input is the base.
+        method: Name of a merge method, or ``IDENTICAL``.
+        values: Global parameters by name.
+        models: Parameters of each input beside the base.
+        streams: Random stream of each input beside the base.
+        layer: Number of the output layer, or ``None`` outside the layers.
+    """
+
+    output: str
+    shape: tuple[int, ...]
+    dtype: str
+    inputs: tuple[JobInput, ...]
+    has_base: bool
+    method: str
+    values: Mapping[str, ParameterValue]
+    models: tuple[Mapping[str, ParameterValue], ...]
+    streams: tuple[Stream, ...]
+    layer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """All jobs of a merge, in the order in which the output lists them.
+
+    Attributes:
+        jobs: One for each output tensor.
+        donor: The model whose configuration, and tokenizer unless the recipe says otherwise, the
+            result takes: the base, or else the first model.
+        architecture: The donor's family.
+        layers: Where the configuration of each output layer comes from.
+        dtype: Torch name of the output's float type, or ``None`` when each tensor keeps its own.
+        input_bytes: Bytes that will be read, each tensor counted once for each use.
+        models: All models but a base that is subtracted, in the order of the statistics.
+    """
+
+    jobs: tuple[MergeJob, ...]
+    donor: ModelReference
+    architecture: Architecture
+    layers: tuple[LayerOrigin, ...]
+    dtype: str | None
+    input_bytes: int
+    models: tuple[ModelReference, ...]
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """What will be written."""
+        return tuple(PlannedTensor(job.output, job.shape, job.dtype) for job in self.jobs)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all output tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all output tensors."""
+        return sum(tensor.nbytes // DTYPES[tensor.dtype].itemsize for tensor in self.tensors)
+
+    def summary(self) -> dict[str, object]:
+        """Return the plan as plain JSON values."""
+        return {
+            "donor": str(self.donor),
+            "architecture": self.architecture.name,
+            "num_layers": len(self.layers),
+            "num_tensors": len(self.jobs),
+            "num_parameters": self.num_parameters,
+            "input_bytes": self.input_bytes,
+            "output_bytes": self.output_bytes,
+            "dtype": self.dtype,
+            "jobs": [
+                {
+                    "output": job.output,
+                    "shape": list(job.shape),
+                    "dtype": job.dtype,
+                    "method": job.method,
+                    "base": str(job.inputs[0].model) if job.has_base else None,
+                    "inputs": [
+                        {"model": str(item.model), "tensor": item.name, **parameters}
+                        for item, parameters in zip(
+                            job.inputs[job.has_base :], job.models, strict=True
+                        )
+                    ],
+                    "parameters": dict(job.values),
+                }
+                for job in self.jobs
+            ],
+        }
+
+
+def build_plan(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    sources: Mapping[ModelReference, TensorSource] | None = None,
+) -> MergePlan:
+    """Plan a merge.
+
+    Args:
+        recipe: What to merge.
+        checkpoints: Every model of ``recipe.references()``.
+        sources: Tensors of the models whose embeddings are rearranged; others use their own.
+
+    Raises:
+        IncompatibleError: A tensor is missing, or differs in shape, between models.
+        RecipeError: A layer range leaves its model.
+    """
+    builder = _Builder(recipe, checkpoints, sources or {})
+    return builder.build()
+
+
+def donor_of(recipe: MergeRecipe) -> ModelReference:
+    """Return the model whose configuration the result takes: the base, or else the first."""
+    if recipe.base_model is not None:
+        return recipe.base_model
+    return recipe.references()[0]
+
+
+def merged_models(
+    method: MethodRow, models: Sequence[ModelReference], base: ModelReference | None
+) -> tuple[ModelReference, ...]:
+    """Return the models that are merged, in an order that the recipe's order cannot change.
+
+    Args:
+        method: The merge method.
+        models: Models as the recipe lists them.
+        base: The base, or ``None``.
+    """
+    merged = [model for model in models if method.base_is_merged or model != base]
+    return tuple(sorted(merged)) if method.symmetric else tuple(merged)
+
+
+def stream_names(models: Sequence[ModelReference]) -> dict[ModelReference, str]:
+    """Return the name by which each model enters its random streams.
+
+    It is the last part of its path, so that a model in another folder drops the same elements;
+    models that share it use what the recipe says in full.
+    """
+
+    def short(model: ModelReference) -> str:
+        name = PurePath(model.path).name
+        return name if model.lora is None else f"{name}+{short(model.lora)}"
+
+    counts = Counter(short(model) for model in models)
+    return {model: short(model) if counts[short(model)] == 1 else str(model) for model in models}
+
+
+def random_stream(seed: int, model: str, tensor: str) -> Stream:
+    """Return the stream of one model and tensor: a hash of the three, so streams never meet."""
+    text = f"{seed}\0{model}\0{tensor}".encode()
+    digest = hashlib.blake2b(text, digest_size=16, person=b"forge-merge").digest()
+    return Stream(
+        int.from_bytes(digest[:8], "little", signed=True),
+        int.from_bytes(digest[8:], "little", signed=True),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an output tensor stands: its slice, the layer in it, and its names."""
+
+    piece: OutputSlice
+    layer: int | None
+    position: float
+    template: str
+    output: str
+    output_layer: int | None
+
+
+class _Builder:
+    def __init__(
+        self,
+        recipe: MergeRecipe,
+        checkpoints: Mapping[ModelReference, Checkpoint],
+        sources: Mapping[ModelReference, TensorSource],
+    ) -> None:
+        self._recipe = recipe
+        self._sources = {
+            model: sources.get(model, checkpoint.source)
+            for model, checkpoint in checkpoints.items()
+        }
+        self._names = {model: frozenset(source.names()) for model, source in self._sources.items()}
+        self._configs = {model: checkpoint.config for model, checkpoint in checkpoints.items()}
+        self._architectures = {
+            model: architecture_of(self._configs[model], tensor_names=self._sources[model].names())
+            for model in recipe.references()
+        }
+        self._streams = stream_names(recipe.references())
+        self._input_bytes = 0
+        torch_name = recipe.out_dtype or recipe.dtype
+        self._dtype = BY_TORCH_NAME[torch_name].name if torch_name else None
+
+    def build(self) -> MergePlan:
+        recipe = self._recipe
+        donor = donor_of(recipe)
+        num_layers = {
+            model: self._architectures[model].num_layers(self._configs[model])
+            for model in recipe.references()
+        }
+        slices = recipe.effective_slices(num_layers)
+        jobs = tuple(self._job(place) for place in self._places(slices))
+        if not jobs:
+            raise IncompatibleError(f"'{donor}' has no tensors.")
+        origins = [
+            LayerOrigin(self._configs[source.model], source.start + layer)
+            for piece in slices
+            for source in [_template_of(piece)]
+            for layer in range(piece.num_layers)
+        ]
+        merged = [source.model for piece in slices for source in piece.sources]
+        bases = [piece.base_model for piece in slices]
+        return MergePlan(
+            jobs=jobs,
+            donor=donor,
+            architecture=self._architectures[donor],
+            layers=tuple(origins),
+            dtype=recipe.out_dtype or recipe.dtype,
+            input_bytes=self._input_bytes,
+            models=merged_models(recipe.method, tuple(dict.fromkeys(merged)), bases[0]),
+        )
+
+    def _places(self, slices: Sequence[OutputSlice]) -> Iterator[_Place]:
+        """Yield output tensors: what stands before the layers, the layers, what follows them."""
+        first, last = slices[0], slices[-1]
+        yield from self._outside(first, after_layers=False)
+        output_layer = 0
+        for piece in slices:
+            source = _template_of(piece)
+            architecture = self._architectures[source.model]
+            by_layer = self._by_layer(source.model)
+            for layer in range(piece.num_layers):
+                names = by_layer.get(source.start + layer)
+                if not names:
+                    present = layers_present(architecture, self._sources[source.model].names())
+                    raise IncompatibleError(
+                        f"Layer {source.start + layer} is asked of '{source.model}', whose files "
+                        f"hold layers {present[0]} to {present[-1]}."
+                        if present
+                        else f"'{source.model}' has no layers named "
+                        f"'{architecture.layer_prefixes[0]}<number>.'."
+                    )
+                for name in names:
+                    yield _Place(
+                        piece,
+                        layer,
+                        layer_position(layer, piece.num_layers),
+                        name,
+                        architecture.with_layer(name, output_layer),
+                        output_layer,
+                    )
+                output_layer += 1
+        yield from self._outside(last, after_layers=True)
+
+    def _by_layer(self, model: ModelReference) -> dict[int, list[str]]:
+        architecture = self._architectures[model]
+        found: dict[int, list[str]] = {}
+        for name in self._sources[model].names():
+            layer = architecture.layer_of(name)
+            if layer is not None:
+                found.setdefault(layer, []).append(name)
+        return found
+
+    def _outside(self, piece: OutputSlice, *, after_layers: bool) -> Iterator[_Place]:
+        model = _template_of(piece).model
+        architecture = self._architectures[model]
+        tail = (*architecture.final_norms, *architecture.heads)
+        for name in self._sources[model].names():
+            if architecture.layer_of(name) is None and (name in tail) == after_layers:
+                yield _Place(piece, None, 0.0, name, name, None)
+
+    def _job(self, place: _Place) -> MergeJob:
+        recipe, piece = self._recipe, place.piece
+        base = piece.base_model
+        listed = tuple(source.model for source in piece.sources)
+        if recipe.models and recipe.method.base_is_merged:
+            listed = tuple(entry.model for entry in recipe.models)
+        merged = merged_models(recipe.method, listed, base)
+        has_base = base is not None and not recipe.method.base_is_merged
+        inputs = [self._input(place, base)] if has_base and base is not None else []
+        inputs += [self._input(place, model) for model in merged]
+        infos = [self._sources[item.model].info(item.name) for item in inputs]
+        for item, info in zip(inputs, infos, strict=True):
+            if info.shape != infos[0].shape:
+                raise IncompatibleError(
+                    f"'{item.name}' is {list(info.shape)} in '{item.model}' but "
+                    f"{list(infos[0].shape)} in '{inputs[0].model}'. Merge models of one "
+                    "architecture, or restrict 'slices'."
+                )
+        self._input_bytes += sum(info.nbytes for info in infos)
+        kinds = {info.dtype for info in infos}
+        if not all(DTYPES[kind].is_float for kind in kinds):
+            return self._identical(place, inputs, kinds, infos[0].shape)
+        unreadable = sorted(kind for kind in kinds if not DTYPES[kind].mergeable)
+        if unreadable:
+            raise IncompatibleError(
+                f"'{place.template}' is stored as {', '.join(unreadable)}, which forge cannot "
+                "merge. Convert the model to bfloat16 first."
+            )
+        index = piece.index
+        values = {
+            row.name: self._value(row.name, place, index, None)
+            for row in recipe.method.parameters
+            if row.scope == "global"
+        }
+        models = tuple(
+            {
+                row.name: self._value(row.name, place, index, model)
+                for row in recipe.method.parameters
+                if row.scope == "model"
+            }
+            for model in merged
+        )
+        streams = tuple(
+            random_stream(recipe.seed, self._streams[model], place.output) for model in merged
+        )
+        return MergeJob(
+            output=place.output,
+            shape=infos[0].shape,
+            dtype=self._dtype or infos[0].dtype,
+            inputs=tuple(inputs),
+            has_base=has_base,
+            method=recipe.merge_method,
+            values=values,
+            models=models,
+            streams=streams if recipe.method.random else (),
+            layer=place.output_layer,
+        )
+
+    def _identical(
+        self, place: _Place, inputs: list[JobInput], kinds: set[str], shape: tuple[int, ...]
+    ) -> MergeJob:
+        if len(kinds) > 1:
+            raise IncompatibleError(
+                f"'{place.template}' is stored as {' and '.join(sorted(kinds))} in different "
+                "models, and not all of them are floats. Merge models of one architecture."
+            )
+        return MergeJob(
+            output=place.output,
+            shape=shape,
+            dtype=kinds.pop(),
+            inputs=tuple(inputs),
+            has_base=False,
+            method=IDENTICAL,
+            values={},
+            models=tuple({} for _ in inputs),
+            streams=(),
+            layer=place.output_layer,
+        )
+
+    def _input(self, place: _Place, model: ModelReference) -> JobInput:
+        """Name the tensor of one model that enters a place."""
+        name = place.template
+        if place.layer is not None:
+            starts = {source.model: source.start for source in place.piece.sources}
+            # A base that is no source of the slice gives the same layers as the first source.
+            start = starts.get(model, place.piece.sources[0].start)
+            name = self._architectures[model].with_layer(name, start + place.layer)
+        if name not in self._names[model]:
+            raise IncompatibleError(
+                f"'{name}' is in '{_template_of(place.piece).model}' but not in '{model}'. Merge "
+                "models of one architecture."
+            )
+        return JobInput(model, name)
+
+    def _value(
+        self, parameter: str, place: _Place, index: int, model: ModelReference | None
+    ) -> ParameterValue:
+        value = self._recipe.value(
+            parameter,
+            tensor=place.output,
+            position=place.position,
+            model=model,
+            slice_index=index,
+        )
+        if value is None:
+            whose = f" of '{model}'" if model else ""
+            raise IncompatibleError(
+                f"No value of '{parameter}'{whose} covers '{place.output}'. Add an entry without "
+                "a filter."
+            )
+        return value
+
+
+def _template_of(piece: OutputSlice) -> OutputSource:
+    """Return the source that names the tensors of a slice: the base, or else the first."""
+    return next(
+        (source for source in piece.sources if source.model == piece.base_model),
+        piece.sources[0],
+    )
