@@ -21,7 +21,8 @@ from forge.checkpoints.header import (
     METADATA_KEY,
     TensorInfo,
 )
-from forge.checkpoints.source import INDEX_FILE, SINGLE_FILE
+from forge.checkpoints.index import INDEX_FILE
+from forge.checkpoints.source import SINGLE_FILE
 from forge.core.dtypes import DTYPES
 
 _ALIGNMENT: Final = 8

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from forge.checkpoints.disk import sync_folder
 from forge.core.errors import OutputError
 
 MANIFEST_FILE: Final = "forge_manifest.json"
@@ -104,20 +105,3 @@ def _renameat2(source: Path, target: Path, flags: int) -> int:
     if function(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
         return 0
     return ctypes.get_errno()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries survive a power loss.
-
-    Args:
-        folder: The folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot; they order their entries themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

@@ -30,6 +30,7 @@ class GrowingShard:
         self._lock = threading.Lock()
         self._finished: set[str] = set()
         self._next = 0
+        self._complete_bytes = 0
 
     def allocated_bytes(self) -> int:
         """Return how much disk space the file takes already."""
@@ -58,13 +59,10 @@ class GrowingShard:
             return self._descriptor
 
     def mark(self, tensor: TensorInfo) -> None:
-        """Note that a tensor is complete, and hash as far as the file is.
+        """Note that a tensor is complete.
 
         Args:
             tensor: One of the layout's tensors; nothing writes to it any more.
-
-        Raises:
-            CheckpointError: The file cannot be read back.
         """
         tensors = self.layout.tensors
         with self._lock:
@@ -72,11 +70,20 @@ class GrowingShard:
             while self._next < len(tensors) and tensors[self._next].name in self._finished:
                 self._next += 1
             complete = self._next == len(tensors)
-            up_to = self.layout.file_bytes if complete else tensors[self._next].offset
+            self._complete_bytes = (
+                self.layout.file_bytes if complete else tensors[self._next].offset
+            )
         if complete:
             # A checkpoint can have more shards than a process may have open files.
             self.close()
-        self.hash.advance(up_to)
+
+    def advance_hash(self) -> None:
+        """Hash as far as the file is complete, unless another thread is at it.
+
+        Raises:
+            CheckpointError: The file cannot be read back.
+        """
+        self.hash.advance(self._complete_bytes)
 
     def sync(self) -> None:
         """Write what is dirty to the disk."""

@@ -23,6 +23,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final
 
+from forge.checkpoints.disk import (
+    check_sidecar_names,
+    check_space,
+    explain_failure,
+    sync_tree,
+    write_file,
+)
 from forge.checkpoints.hashing import FileRecord, blake3_of_range, hash_file
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import (
@@ -41,7 +48,7 @@ from forge.checkpoints.partial import (
     journal_line,
     read_journal,
 )
-from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish, sync_folder
+from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
 from forge.checkpoints.shard import GrowingShard
 from forge.core.errors import CheckpointError, OutputError
 
@@ -61,8 +68,6 @@ __all__ = [
 ]
 
 _FLUSH_SECONDS: Final = 5.0
-_SPARE_BYTES: Final = 16 << 20
-"""Room for sidecars and the journal when the free space is checked."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -100,6 +105,7 @@ class TensorSink:
         fingerprint: str,
         overwrite: bool = False,
     ) -> None:
+        check_replaceable(out, overwrite=overwrite)
         self.layout = lay_out(tensors, max_shard_bytes=max_shard_bytes)
         self.discarded_reason: str | None = None
         self._out = out.resolve()
@@ -120,9 +126,9 @@ class TensorSink:
         self._journal = -1
         self._owner: PartialLock | None = None
         self._flusher: threading.Thread | None = None
+        self._flush_error: OSError | None = None
         self._keep = False
         self._published = False
-        check_replaceable(out, overwrite=overwrite)
         try:
             self._out.parent.mkdir(parents=True, exist_ok=True)
             self._owner = PartialLock(self._partial, out)
@@ -180,6 +186,7 @@ class TensorSink:
         Raises:
             OutputError: The journal cannot be written.
         """
+        shard, tensor = self._places[name]
         record = TensorRecord(name, digest, dict(statistics))
         line = journal_line(record)
         try:
@@ -192,7 +199,11 @@ class TensorSink:
         except OSError as error:
             raise self._failed("the journal cannot be written", error) from error
         self._dirty.set()
-        self._mark(name)
+        shard.mark(tensor)
+        try:
+            shard.advance_hash()
+        except CheckpointError as error:
+            raise OutputError(f"The output cannot be read back: {error}") from error
 
     def commit(
         self,
@@ -215,14 +226,17 @@ class TensorSink:
         if missing:
             raise ValueError(f"{len(missing)} tensors are not finished, such as '{missing[0]}'")
         small = {**index_file(self.layout), **sidecars}
-        _check_sidecar_names(small, {shard.file for shard in self.layout} | {MANIFEST_FILE})
+        check_sidecar_names(small, reserved={shard.file for shard in self.layout} | {MANIFEST_FILE})
         self._stop_flushing()
         try:
+            if self._flush_error is not None:
+                # The system reports a lost page once; a second sync would not know of it.
+                raise self._flush_error
             for name, content in small.items():
-                _write_file(self._folder / name, content)
+                write_file(self._folder / name, content)
             records = self._records(small)
-            _write_file(self._folder / MANIFEST_FILE, manifest(records))
-            self._sync_everything()
+            write_file(self._folder / MANIFEST_FILE, manifest(records))
+            sync_tree(self._folder)
         except OSError as error:
             raise self._failed(f"'{self._partial}' cannot be completed", error) from error
         except CheckpointError as error:
@@ -284,15 +298,9 @@ class TensorSink:
             self._trust_verified(journal.records)
 
     def _check_space(self) -> None:
-        needed = sum(shard.layout.file_bytes for shard in self._shards) + _SPARE_BYTES
+        needed = sum(shard.layout.file_bytes for shard in self._shards)
         present = sum(shard.allocated_bytes() for shard in self._shards)
-        status = os.statvfs(self._partial)
-        free = status.f_bavail * status.f_frsize
-        if needed - present > free:
-            raise OutputError(
-                f"'{self._out.parent}' has {_gigabytes(free)} free; the output needs "
-                f"{_gigabytes(needed - present)} more. Free some space or choose another folder."
-            )
+        check_space(self._partial, needed - present)
 
     def _trust_verified(self, records: Mapping[str, TensorRecord]) -> None:
         known = [record for name, record in records.items() if name in self._places]
@@ -309,7 +317,8 @@ class TensorSink:
             )
         self._keep = False
         for name in self._done:
-            self._mark(name)
+            shard, tensor = self._places[name]
+            shard.mark(tensor)
 
     def _is_intact(self, record: TensorRecord) -> bool:
         shard, tensor = self._places[record.name]
@@ -322,13 +331,6 @@ class TensorSink:
 
     # -- finishing -------------------------------------------------------------------------
 
-    def _mark(self, name: str) -> None:
-        shard, tensor = self._places[name]
-        try:
-            shard.mark(tensor)
-        except CheckpointError as error:
-            raise OutputError(f"The output cannot be read back: {error}") from error
-
     def _records(self, small: Mapping[str, bytes]) -> dict[str, FileRecord]:
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
             jobs = [pool.submit(shard.hash.finish) for shard in self._shards]
@@ -339,14 +341,6 @@ class TensorSink:
             records = [job.result() for job in jobs]
         return {record.name: record for record in sorted(records, key=lambda row: row.name)}
 
-    def _sync_everything(self) -> None:
-        for path in sorted(self._folder.rglob("*")):
-            if path.is_dir():
-                sync_folder(path)
-            else:
-                _sync_file(path)
-        sync_folder(self._folder)
-
     def _flush_regularly(self) -> None:
         while not self._stop.wait(_FLUSH_SECONDS):
             if self._dirty.is_set():
@@ -356,8 +350,8 @@ class TensorSink:
                         shard.sync()
                     os.fdatasync(self._journal)
                 except OSError as error:
-                    # Not lost: the commit syncs again, and reports a disk that fails.
-                    _LOG.warning("the partial output could not be flushed: %s", error)
+                    self._flush_error = error
+                    return
 
     def _stop_flushing(self) -> None:
         self._stop.set()
@@ -391,39 +385,4 @@ class TensorSink:
                 _LOG.debug("'%s' is in use again", self._partial)
 
     def _failed(self, what: str, error: OSError) -> OutputError:
-        reason = error.strerror or str(error)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            return OutputError(f"{what}: {reason}.")
-        try:
-            status = os.statvfs(self._out.parent)
-            free = f" {_gigabytes(status.f_bavail * status.f_frsize)} are free there."
-        except OSError:
-            free = ""
-        return OutputError(
-            f"{what}: {reason}.{free} What is finished is kept in '{self._partial}': "
-            "make room, and the same command resumes."
-        )
-
-
-def _check_sidecar_names(sidecars: Mapping[str, bytes], reserved: set[str]) -> None:
-    for name in sidecars:
-        parts = name.split("/")
-        if name in reserved or not all(part.isprintable() and part.strip(". ") for part in parts):
-            raise ValueError(f"{name!r} is not a possible name for a sidecar")
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"
+        return explain_failure(what, error, partial=self._partial)

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from forge.checkpoints.folder import contained_file, is_plain_name, parse_json_object, read_bytes
+from forge.checkpoints.folder import contained_file
 from forge.checkpoints.header import Header, TensorInfo, read_header
+from forge.checkpoints.index import INDEX_FILE, check_index, read_weight_map
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError
 
 SINGLE_FILE: Final = "model.safetensors"
-INDEX_FILE: Final = "model.safetensors.index.json"
-MAX_INDEX_BYTES: Final = 100_000_000
 
 
 class TensorSource(Protocol):
@@ -214,15 +213,13 @@ def open_safetensors(root: Path, *, label: str) -> SafetensorsSource:
             instead), or they are incomplete, inconsistent or hostile.
     """
     single = contained_file(root, SINGLE_FILE)
-    content = read_bytes(root, INDEX_FILE, limit=MAX_INDEX_BYTES)
-    if content is None:
+    weight_map = read_weight_map(root)
+    if weight_map is None:
         if single is None:
             raise CheckpointError(_explain_no_weights(root, label))
         return SafetensorsSource(label, {single: read_header(single)})
-    index = root / INDEX_FILE
-    weight_map = _weight_map(parse_json_object(content, index), index)
     headers = _read_shards(root, weight_map, label=label, has_single=single is not None)
-    _check_index(weight_map, headers, index)
+    check_index(weight_map, headers, root / INDEX_FILE)
     if single is None or single in headers:
         return SafetensorsSource(label, headers)
     _check_same_tensors(read_header(single), headers, root)
@@ -232,53 +229,12 @@ def open_safetensors(root: Path, *, label: str) -> SafetensorsSource:
     return SafetensorsSource(label, headers, notices=(notice,))
 
 
-def shard_names(root: Path) -> tuple[str, ...]:
-    """Return the weight files that a folder's index names.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Plain file names, sorted; empty when the folder has no index.
-
-    Raises:
-        CheckpointError: The index is malformed, or names something that is no safetensors file.
-    """
-    content = read_bytes(root, INDEX_FILE, limit=MAX_INDEX_BYTES)
-    if content is None:
-        return ()
-    index = root / INDEX_FILE
-    return _shards_of(_weight_map(parse_json_object(content, index), index), index)
-
-
-def _shards_of(weight_map: Mapping[str, str], index: Path) -> tuple[str, ...]:
-    shards = tuple(sorted(set(weight_map.values())))
-    for shard in shards:
-        if not is_plain_name(shard) or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"'{index}' names {shard[:200]!r}, which is not a safetensors file of its folder."
-            )
-    return shards
-
-
-def _weight_map(index: Mapping[str, object], path: Path) -> dict[str, str]:
-    value = index.get("weight_map")
-    if not isinstance(value, dict) or not value:
-        raise CheckpointError(f"'{path}' has no weight_map.")
-    weight_map: dict[str, str] = {}
-    for name, shard in value.items():
-        if not isinstance(shard, str):
-            raise CheckpointError(f"'{path}' gives no file name for tensor {name[:200]!r}.")
-        weight_map[name] = shard
-    return weight_map
-
-
 def _read_shards(
     root: Path, weight_map: Mapping[str, str], *, label: str, has_single: bool
 ) -> dict[Path, Header]:
     headers: dict[Path, Header] = {}
     missing: list[str] = []
-    shards = _shards_of(weight_map, root / INDEX_FILE)
+    shards = sorted(set(weight_map.values()))
     for shard in shards:
         path = contained_file(root, shard)
         if path is None:
@@ -297,23 +253,6 @@ def _read_shards(
             f"names: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}.{also}"
         )
     return headers
-
-
-def _check_index(
-    weight_map: Mapping[str, str], headers: Mapping[Path, Header], index: Path
-) -> None:
-    by_name = {path.name: header for path, header in headers.items()}
-    for name, shard in weight_map.items():
-        if name not in by_name[shard].tensors:
-            raise CheckpointError(
-                f"'{index}' places tensor {name[:200]!r} in '{shard}', which does not hold it."
-            )
-    for shard, header in by_name.items():
-        for name in header.tensors:
-            if weight_map.get(name) != shard:
-                raise CheckpointError(
-                    f"'{index}' does not place tensor '{name}' in '{shard}', which holds it."
-                )
 
 
 def _check_same_tensors(single: Header, headers: Mapping[Path, Header], root: Path) -> None:

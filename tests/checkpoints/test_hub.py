@@ -47,6 +47,7 @@ def open_in_process(hub: Hub, tmp_path: Path) -> Opener:
         done = subprocess.run(
             [sys.executable, "-m", "tests.checkpoints.hub_process", *arguments],
             env=settings, capture_output=True, text=True, timeout=60, check=False,
+            cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         row: dict[str, object] = json.loads(done.stdout)
@@ -206,7 +207,7 @@ def test_a_local_folder_needs_no_client(tmp_path: Path) -> None:
         "assert c.source.names() and c.revision is None\n"
         "assert not {'huggingface_hub', 'torch', 'numpy'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_a_local_folder_has_no_revision(tmp_path: Path) -> None:

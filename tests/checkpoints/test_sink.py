@@ -228,7 +228,9 @@ def test_a_failure_while_opening_keeps_an_earlier_run(
 
 def _start(out: Path, mode: str, pause_s: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.checkpoints.sink_process", str(out), mode, str(pause_s)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
 
 
 @pytest.fixture
@@ -484,6 +486,26 @@ def test_a_disk_that_fails_midway_can_be_resumed(
         write_all(sink)
         sink.commit({}, _manifest)
     _assert_right(out)
+
+
+def test_a_lost_page_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge.checkpoints.sink._FLUSH_SECONDS", 0.001)
+    failed = threading.Event()
+
+    def fail(descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with _sink(tmp_path / "out") as sink:
+        write_all(sink)
+        assert failed.wait(timeout=10)
+        with pytest.raises(OutputError, match=r"Input/output error.*the same command resumes"):
+            sink.commit({}, _manifest)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    _make(tmp_path / "out")
+    _assert_right(tmp_path / "out")
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forge.checkpoints.source import INDEX_FILE, open_safetensors
+from forge.checkpoints.index import INDEX_FILE
+from forge.checkpoints.source import open_safetensors
 from forge.core.errors import CheckpointError
 from tests.factory import (
     from_bytes,
