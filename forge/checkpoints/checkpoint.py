@@ -28,6 +28,7 @@ class Checkpoint:
         config: Its ``config.json``.
         source: Its tensors; for a model whose weights were not downloaded, headers only.
         notices: What the user should know about how it was read.
+        lora_revision: Resolved commit of an adapter from the Hub, else ``None``.
     """
 
     reference: ModelReference
@@ -36,6 +37,15 @@ class Checkpoint:
     config: Mapping[str, object]
     source: TensorSource
     notices: tuple[str, ...] = ()
+    lora_revision: str | None = None
+
+    @property
+    def local_paths(self) -> tuple[str, ...]:
+        """Paths in the reference, the adapter's included, that are folders of this machine."""
+        paths = [] if self.revision is not None else [self.reference.path]
+        if self.reference.lora is not None and self.lora_revision is None:
+            paths.append(self.reference.lora.path)
+        return tuple(paths)
 
 
 def open_checkpoint(reference: ModelReference, *, weights: bool = True) -> Checkpoint:
@@ -61,13 +71,17 @@ def open_checkpoint(reference: ModelReference, *, weights: bool = True) -> Check
     else:
         local = open_safetensors(located.root, label=str(reference))
         source, notices = local, local.notices
+    lora_revision: str | None = None
     if reference.lora is not None:
         # Only a LoRA computes what it reads; without one, a check needs no numpy.
         from forge.checkpoints.lora import open_lora
 
         adapter = resolve(reference.lora, weights=True, adapter=True)
         source = open_lora(source, adapter.root, label=str(reference))
-    return Checkpoint(reference, located.root, located.revision, config, source, notices)
+        lora_revision = adapter.revision
+    return Checkpoint(
+        reference, located.root, located.revision, config, source, notices, lora_revision
+    )
 
 
 def read_config(root: Path, *, label: str) -> Mapping[str, object]:

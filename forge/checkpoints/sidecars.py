@@ -206,9 +206,11 @@ def model_card(
         local_paths: Paths of those models and adapters that are local folders.
 
     Returns:
-        One file. Models that lie in a local folder are named by its last part alone, so that
-        no path of the machine is published.
+        One file. Models that lie in a local folder are named by its last part alone, in the
+        recipe as in the list, so that no path of the machine is published.
     """
+    for path in sorted(local_paths, key=len, reverse=True):
+        recipe = recipe.replace(path, Path(path).name)
     names = [_public_name(model, local_paths) for model in models]
     parts = [part for model in models for part in (model, model.lora) if part is not None]
     parents = [part.path for part in parts if part.path not in local_paths]

@@ -21,6 +21,7 @@ def main() -> None:
         row: dict[str, object] = {
             "root": str(checkpoint.root),
             "revision": checkpoint.revision,
+            "lora_revision": checkpoint.lora_revision,
             "model_type": checkpoint.config["model_type"],
             "infos": {
                 n: [source.info(n).dtype, list(source.info(n).shape)] for n in source.names()

@@ -19,6 +19,7 @@ def test_a_local_model(tmp_path: Path) -> None:
     assert checkpoint.config["model_type"] == "llama"
     assert checkpoint.source.label == str(root)
     assert checkpoint.notices == ()
+    assert checkpoint.local_paths == (str(root),)
     checkpoint.source.close()
 
 

@@ -15,7 +15,7 @@ from forge.checkpoints.source import open_safetensors
 from forge.core.errors import CheckpointError
 from forge.recipes.reference import ModelReference
 from tests.checkpoints.hub_server import COMMIT, Hub, serve_hub
-from tests.factory import header_bytes, tiny_checkpoint
+from tests.factory import header_bytes, tiny_checkpoint, to_bytes, write_safetensors
 
 Opener = Callable[..., dict[str, object]]
 
@@ -92,6 +92,33 @@ def test_a_model_is_downloaded_once_and_only_what_is_read(
     hub.requests.clear()
     assert open_in_process("org/model", HF_HUB_OFFLINE="1") == row
     assert hub.requests == []
+
+
+def test_an_adapter_of_the_hub_on_a_local_base(
+    hub: Hub, tmp_path: Path, open_in_process: Opener
+) -> None:
+    base = tiny_checkpoint(tmp_path / "base")
+    served = tmp_path / "adapter"
+    served.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    (served / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    ones = to_bytes([1.0] * 16, "F32")
+    write_safetensors(
+        served / "adapter_model.safetensors",
+        {name.format("A"): ("F32", (1, 16), ones), name.format("B"): ("F32", (16, 1), ones)},
+    )
+    hub.models["org/adapter"] = served
+    row = open_in_process(f"{base}+org/adapter@main")
+    assert (row["revision"], row["lora_revision"]) == (None, COMMIT)
+    plain = open_in_process(str(base))
+    digests, before = row["digests"], plain["digests"]
+    assert isinstance(digests, dict)
+    assert isinstance(before, dict)
+    assert [n for n in digests if digests[n] != before[n]] == [
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
+    assert _fetched(hub) == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 @pytest.mark.parametrize("shards", [1, 2])

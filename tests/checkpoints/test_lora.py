@@ -127,7 +127,9 @@ def test_blocks_of_rows_do_not_change_the_result(
 def test_files_include_the_adapter(tmp_path: Path) -> None:
     base, adapter = tiny_checkpoint(tmp_path / "base"), _adapter(tmp_path / "adapter")
     reference = ModelReference(str(base), lora=ModelReference(str(adapter)))
-    source = open_checkpoint(reference).source
+    checkpoint = open_checkpoint(reference)
+    assert checkpoint.local_paths == (str(base), str(adapter))
+    source = checkpoint.source
     assert source.files() == (base / "model.safetensors", adapter / "adapter_model.safetensors")
     assert source.label == str(reference)
     source.close()

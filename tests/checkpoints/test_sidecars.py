@@ -148,7 +148,8 @@ def test_the_card_names_models_and_no_path_of_the_machine() -> None:
     ]
     card = model_card(
         title="My merge", models=models, method="dare_ties",
-        recipe="merge_method: dare_ties\nnote: '```'\n", local_paths=["/home/me/secret/tuned"],
+        recipe="merge_method: dare_ties\nbase_model: /home/me/secret/tuned\nnote: '```'\n",
+        local_paths=["/home/me/secret/tuned"],
     )["README.md"].decode()  # fmt: skip
     assert card == (
         '---\nbase_model:\n- "org/base"\n- "org/adapter"\nlibrary_name: transformers\n'
@@ -157,5 +158,5 @@ def test_the_card_names_models_and_no_path_of_the_machine() -> None:
         "- `org/base` at `v2`\n- `tuned` with the adapter `org/adapter`\n\n"
         "`forge_manifest.json` records the hashes of all inputs and outputs; "
         "`forge verify` checks them.\n\n"
-        "## Recipe\n\n````yaml\nmerge_method: dare_ties\nnote: '```'\n````\n"
+        "## Recipe\n\n````yaml\nmerge_method: dare_ties\nbase_model: tuned\nnote: '```'\n````\n"
     )
