@@ -1,0 +1,261 @@
+"""The Python API. The command line only calls it.
+
+    from pathlib import Path
+    from forge import api
+
+    report = api.check("merge_configs/biomistral_dare.yaml")
+    result = api.merge("merge_configs/biomistral_dare.yaml", Path("merges/biomistral"))
+    assert api.verify(result.out).ok
+
+Every function raises ``ForgeError`` for what is wrong with its input. Importing this module
+loads nothing heavy; each function imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from forge.core.errors import ForgeError
+
+if TYPE_CHECKING:
+    from forge.core.catalog import Catalog
+    from forge.merge.check import CheckReport
+    from forge.merge.plan import MergePlan
+    from forge.merge.run import MergeResult, Progress
+    from forge.recipes.merge_recipe import MergeRecipe
+    from forge.recipes.parameters import MethodRow
+    from forge.verify.difference import CheckpointDifference
+    from forge.verify.folder import VerifyReport
+    from forge.verify.inspection import Inspection
+
+__all__ = [
+    "ForgeError",
+    "check",
+    "diff",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "methods",
+    "plan",
+    "verify",
+]
+
+Engine = Literal["forge", "mergekit"]
+
+
+def load_recipe(
+    config: str | Path, *, seed: int | None = None, max_shard_size: str | None = None
+) -> MergeRecipe:
+    """Find and load a merge recipe.
+
+    Args:
+        config: Path of a YAML file, or the name of one under ``merge_configs/``.
+        seed: Replaces the recipe's seed.
+        max_shard_size: Replaces the recipe's largest file, such as ``5GB``.
+
+    Returns:
+        The recipe with all defaults filled in.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is wrong; the message lists every problem.
+    """
+    from forge.merge.catalog import METHODS
+    from forge.recipes.merge_recipe import find_recipe, load_merge_recipe
+
+    recipe = load_merge_recipe(find_recipe(str(config)), METHODS)
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=seed)
+    if max_shard_size is not None:
+        recipe = dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
+    return recipe
+
+
+def check(config: str | Path | MergeRecipe, *, out: Path | None = None) -> CheckReport:
+    """Say what a merge would run into, reading headers and configurations only.
+
+    Args:
+        config: A recipe, or what ``load_recipe`` takes.
+        out: Where the result would go, to judge the space there.
+
+    Returns:
+        All findings, and what the models are. A problem of the models is a finding, not an
+        exception.
+
+    Raises:
+        RecipeError: The recipe itself is wrong.
+        CheckpointError: A model cannot be found or read.
+    """
+    from forge.merge.check import check_merge
+    from forge.merge.run import open_models
+    from forge.merge.vocabulary import plan_vocabulary
+
+    recipe = _recipe(config)
+    checkpoints = open_models(recipe, weights=False)
+    try:
+        vocabulary = plan_vocabulary(recipe, checkpoints)
+        return check_merge(recipe, checkpoints, out=out, vocabulary=vocabulary)
+    finally:
+        for checkpoint in checkpoints.values():
+            checkpoint.source.close()
+
+
+def plan(config: str | Path | MergeRecipe, *, out: Path | None = None) -> MergePlan:
+    """Plan a merge without reading a weight.
+
+    Args:
+        config: A recipe, or what ``load_recipe`` takes.
+        out: Where the result would go, to judge the space there.
+
+    Returns:
+        What would be computed, tensor by tensor.
+
+    Raises:
+        ForgeError: The merge cannot be done as asked; the message lists every reason.
+    """
+    import tempfile
+
+    from forge.merge.plan import build_plan
+    from forge.merge.run import prepare
+    from forge.merge.vocabulary import remap
+
+    prepared = prepare(_recipe(config), out, weights=False)
+    try:
+        if prepared.vocabulary is None:
+            return build_plan(prepared.recipe, prepared.checkpoints)
+        with tempfile.TemporaryDirectory() as folder:
+            sources = remap(prepared.checkpoints, prepared.vocabulary, Path(folder))
+            return build_plan(prepared.recipe, prepared.checkpoints, sources)
+    finally:
+        for checkpoint in prepared.checkpoints.values():
+            checkpoint.source.close()
+
+
+def merge(
+    config: str | Path | MergeRecipe,
+    out: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    engine: Engine = "forge",
+) -> MergeResult:
+    """Merge checkpoints.
+
+    Args:
+        config: A recipe, or what ``load_recipe`` takes.
+        out: The folder to make. It appears at once, when everything in it is complete.
+        threads: Worker threads; by default one for each core that this process may use.
+        overwrite: Whether an existing output of forge may be replaced.
+        seed: Replaces the recipe's seed.
+        progress: Hears how it goes.
+        engine: ``mergekit`` runs the recipe through mergekit instead (an extra).
+
+    Returns:
+        The folder, its manifest, and what it took.
+
+    Raises:
+        ForgeError: The input or the output is not as it should be. What existed is untouched, and
+            the same call resumes what it can.
+    """
+    recipe = _recipe(config)
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=seed)
+    if engine == "mergekit":
+        from forge.merge.engine_mergekit import run_with_mergekit
+
+        return run_with_mergekit(
+            recipe, out, threads=threads, overwrite=overwrite, progress=progress
+        )
+    from forge.merge.run import run_merge
+
+    return run_merge(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+
+
+def methods() -> Catalog[MethodRow]:
+    """Return all merge methods with their parameters, defaults, formulas and sources."""
+    from forge.merge.catalog import METHODS
+
+    return METHODS
+
+
+def inspect(folder: Path) -> Inspection:
+    """Say what a checkpoint is and, if forge made it, how.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        Shapes, types and sizes; and of a merge the recipe, the inputs and statistics by layer.
+
+    Raises:
+        CheckpointError: It is no checkpoint, or its manifest is malformed.
+    """
+    from forge.verify.inspection import inspect_folder
+
+    return inspect_folder(folder)
+
+
+def verify(folder: Path, *, progress: Progress | None = None) -> VerifyReport:
+    """Check every byte of a checkpoint against its manifest.
+
+    Args:
+        folder: The checkpoint's folder.
+        progress: Hears how it goes.
+
+    Returns:
+        Every difference found.
+
+    Raises:
+        CheckpointError: There is no manifest, or it is malformed.
+    """
+    from forge.verify.folder import verify_folder
+
+    return verify_folder(folder, progress=progress)
+
+
+def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDifference:
+    """Say how two checkpoints differ.
+
+    Args:
+        a: A model as recipes name it: a folder, a Hub id, ``path@revision``, ``model+lora``.
+        b: The other one.
+        progress: Hears how it goes.
+
+    Returns:
+        Differences of tensors, layers, configurations and tokenizer files.
+
+    Raises:
+        CheckpointError: A model cannot be found or read.
+    """
+    from forge.checkpoints.checkpoint import open_checkpoint
+    from forge.recipes.reference import ModelReference
+    from forge.verify.difference import compare
+
+    first = open_checkpoint(ModelReference.parse(a))
+    try:
+        second = open_checkpoint(ModelReference.parse(b))
+        try:
+            return compare(first, second, progress=progress)
+        finally:
+            second.source.close()
+    finally:
+        first.source.close()
+
+
+def _recipe(config: str | Path | MergeRecipe) -> MergeRecipe:
+    return load_recipe(config) if isinstance(config, (str, Path)) else config
+
+
+def _checked_size(text: str) -> str:
+    from forge.core.errors import Problem, RecipeError
+    from forge.recipes.merge_entries import parse_size
+
+    try:
+        parse_size(text)
+    except ValueError as error:
+        message = f"{text!r} is not a size. Write one such as 5GB or 500MB."
+        raise RecipeError([Problem(message, "max_shard_size")]) from error
+    return text

@@ -1,0 +1,35 @@
+"""``forge check``: the findings, before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from forge import api
+from forge.cli import console
+from forge.cli.findings import report_text
+from forge.cli.options import debug_option, json_option
+
+
+@click.command("check")
+@click.argument("config")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where the result would go, to judge the space."
+)
+@json_option
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, config: str, out: Path | None, as_json: bool) -> None:
+    """Say what a merge would run into, from headers and configs alone.
+
+    CONFIG is a recipe: a path, or a name under merge_configs/. Models on the Hub are not
+    downloaded. Exits with 2 when the merge would fail, with 0 when there are only warnings.
+    """
+    recipe = api.load_recipe(config)
+    report = api.check(recipe, out=out)
+    if as_json:
+        console.result_json({"recipe": recipe.resolved(), **report.as_json()})
+    else:
+        console.result(report_text(report, width=console.width()))
+    ctx.exit(2 if report.errors else 0)
