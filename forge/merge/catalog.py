@@ -146,13 +146,17 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             (
                 _weight(),
                 _flag("nuslerp_flatten", True, "treat each tensor as one vector"),
-                _flag("nuslerp_row_wise", False, "without flatten: rows instead of columns"),
+                _flag(
+                    "nuslerp_row_wise",
+                    False,
+                    "without flatten: vectors along the first axis instead of the last",
+                ),
             ),
         ),
         MethodRow(
             "multislerp",
             "Barycentre on the sphere in one tangent step",
-            "y = exp_m(Σ w·log_m(x/|x|)) · Σ w|x| about the weighted mean m",
+            "m = Σ w·x/(|x| + eps), y = m/|m| · Σ w|x|",
             "Buss and Fillmore 2001, Spherical averages; mergekit documentation, Multi-SLERP",
             1,
             None,
@@ -164,7 +168,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
                     "eps",
                     "global",
                     "number",
-                    "norms below it count as zero",
+                    "added to each norm, and the norm below which directions cancel",
                     default=1e-8,
                     low=0.0,
                     gradient=False,
@@ -341,7 +345,7 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
         MethodRow(
             "arcee_fusion",
             "Arcee Fusion: take the changes that matter",
-            "y = base + δ·[|δ|·KL(row) > median + 1.5·IQR]",
+            "y = base + δ·[|δ|·KL(row) ≥ median + 1.5·IQR]",
             "Arcee AI 2025, MergeKit v0.1 release notes",
             1,
             1,

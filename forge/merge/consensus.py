@@ -67,7 +67,11 @@ def merge_task_vectors(
     weights = call.of_models("weight")
     factor = call.number("lambda")
     normalize = call.flag("normalize")
-    if normalize and not elect:
+    if elect and num_models == 1:
+        # A single model agrees with itself, so an election only cancels its weight.
+        weights = [float(weights[0] != 0)] if normalize else weights
+        elect = normalize = False
+    elif normalize and not elect:
         total = sum(weights)
         factor /= total if abs(total) >= 1e-8 else 1.0
     params = np.zeros(PARAMS_HEAD + PARAMS_PER_MODEL * num_models)

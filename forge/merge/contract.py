@@ -22,7 +22,7 @@ from forge.recipes.parameters import ParameterValue
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Where the random numbers of one model and tensor come from (see ``kernels/cpu/philox.py``)."""
+    """Where the random numbers of one model and tensor come from: see ``kernels/cpu/philox``."""
 
     key: int
     stream: int

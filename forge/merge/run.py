@@ -267,7 +267,7 @@ def _method(name: str) -> Any:
     return importlib.import_module(f"forge.merge.methods.{name}")
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another job failed, or the user interrupted."""
 
 
@@ -327,14 +327,14 @@ class _Engine:
 
     def _run_job(self, job: MergeJob) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise _StoppedError
         import blake3
 
         digest = blake3.blake3()
 
         def emit(offset: int, data: memoryview) -> None:
             if self._stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             digest.update(data)
             self._sink.write(job.output, offset, data)
             self._progress.advance(data.nbytes)

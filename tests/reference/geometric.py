@@ -136,13 +136,15 @@ def ramplus_tl(
     deltas = [x - base for x in tensors]
     changed = [np.abs(d) > epsilon for d in deltas]
     count = np.sum(changed, axis=0)
-    merged = base.copy()
+    unique = np.zeros_like(base)
+    together = np.zeros_like(base)
     for delta, mine in zip(deltas, changed, strict=True):
         alone, shared = mine & (count == 1), mine & (count > 1)
         ratio = shared.sum() / max(int(alone.sum()), 1)
-        merged = merged + np.where(alone, (1 + r * np.clip(ratio, 0, alpha)) * delta, 0.0)
-        merged = merged + np.where(shared, delta / np.maximum(count, 1), 0.0)
-    return merged
+        unique += np.where(alone, (1 + r * np.clip(ratio, 0, alpha)) * delta, 0.0)
+        together += np.where(shared, delta, 0.0)
+    # Divided once, after the sum: a mean that falls between two bfloat16 values must stay there.
+    return base + unique + together / np.maximum(count, 1)
 
 
 def ram(base: Array, tensors: Sequence[Array], *, epsilon: float = 1e-5) -> Array:

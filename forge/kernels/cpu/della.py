@@ -20,7 +20,7 @@ _WORD = np.uint64(32)
 _RANGE = 4294967296.0
 
 
-def keys(  # type: ignore[no-untyped-def]
+def keys(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write the keys of the rows of one task vector to counts[0] (address of uint64[count]).
@@ -42,7 +42,7 @@ def keys(  # type: ignore[no-untyped-def]
             column = column if column < width else 0
 
 
-def factors(  # type: ignore[no-untyped-def]
+def factors(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Turn sorted keys into one factor an element: 0 when dropped, else 1/p or 1.

@@ -38,10 +38,10 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
     body = njit(nogil=True, error_model="numpy")(function)
     real = np.float32 if compute == "float32" else np.float64
 
-    def block_entry(address, start, count, row):  # type: ignore[no-untyped-def]
+    def block_entry(address, start, count, row):
         return body(address, start, count, carray(pointer(row), BLOCK, real))
 
-    def merge_entry(  # type: ignore[no-untyped-def]
+    def merge_entry(
         inputs,
         num_inputs,
         readers,
@@ -98,7 +98,7 @@ def _refuse_foreign_symbols(name: str, library: object) -> None:
     """
     declared = {
         function.name
-        for function in library._final_module.functions  # type: ignore[attr-defined]
+        for function in library._final_module.functions
         if function.is_declaration and not function.name.startswith(("llvm.", "Py"))
     }
     foreign = sorted(declared - _LIBC - set(UNREACHABLE))

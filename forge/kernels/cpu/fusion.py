@@ -22,7 +22,7 @@ _LN2_LOW = 1.90821492927058770002e-10
 
 
 @inlined
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """Return e**x for -700 < x < 700 to 1e-15: halving of the argument by ln 2, Taylor series."""
     whole = math.floor(x * _LOG2E + 0.5)
     r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
@@ -44,7 +44,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def _exp_sum(x, y, size, greatest):  # type: ignore[no-untyped-def]
+def _exp_sum(x, y, size, greatest):
     """Return Σ e^(x - greatest) and Σ e^(x - greatest)·(x - y); arguments are floored at -690."""
     mass = 0.0
     gap = 0.0
@@ -55,7 +55,7 @@ def _exp_sum(x, y, size, greatest):  # type: ignore[no-untyped-def]
     return mass, gap
 
 
-def divergence(  # type: ignore[no-untyped-def]
+def divergence(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Put KL(softmax(model row) ‖ softmax(base row)) into stats[row]. Cuts fall between rows.
@@ -84,7 +84,7 @@ def divergence(  # type: ignore[no-untyped-def]
             if width > BLOCK:
                 read_block(readers[0], inputs[0], position, size, work, 0)
                 read_block(readers[1], inputs[1], position, size, work, 1)
-            mass, ignored = _exp_sum(work[0], work[1], size, top_base)
+            mass, _ = _exp_sum(work[0], work[1], size, top_base)
             mass_base += mass
             mass, part = _exp_sum(work[1], work[0], size, top_other)
             mass_other += mass
@@ -95,7 +95,7 @@ def divergence(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _importance(inputs, readers, width, position, size, params, work):  # type: ignore[no-untyped-def]
+def _importance(inputs, readers, width, position, size, params, work):
     """Put |δ|·KL(row) into row 2 and leave base and model in rows 0 and 1."""
     read_block(readers[0], inputs[0], position, size, work, 0)
     read_block(readers[1], inputs[1], position, size, work, 1)
@@ -114,7 +114,7 @@ def _importance(inputs, readers, width, position, size, params, work):  # type: 
     return importance
 
 
-def digits(  # type: ignore[no-untyped-def]
+def digits(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Count one digit of the importances; params: KL of each row, counts: the digit layout."""
@@ -124,7 +124,7 @@ def digits(  # type: ignore[no-untyped-def]
         count_targets(importance, size, 0, counts)
 
 
-def merge(  # type: ignore[no-untyped-def]
+def merge(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write the model where importance ≥ threshold, else the base.

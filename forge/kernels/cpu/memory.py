@@ -34,62 +34,62 @@ inlined = njit(nogil=True, error_model="numpy")
 
 
 @intrinsic
-def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+def pointer(typingctx, address):
     """Turn an int64 into a ``void*``."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
 
 
 @intrinsic
-def single_of(typingctx, bits):  # type: ignore[no-untyped-def]
+def single_of(typingctx, bits):
     """Reinterpret 32 bits as float32."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), codegen
 
 
 @intrinsic
-def double_of(typingctx, bits):  # type: ignore[no-untyped-def]
+def double_of(typingctx, bits):
     """Reinterpret 64 bits as float64."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(types.float64))
 
     return types.float64(types.int64), codegen
 
 
 @intrinsic
-def bits_of(typingctx, value):  # type: ignore[no-untyped-def]
+def bits_of(typingctx, value):
     """Reinterpret a float32 or float64 as an unsigned integer of its width."""
     unsigned = types.uint32 if value == types.float32 else types.uint64
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(unsigned))
 
     return unsigned(value), codegen
 
 
 @intrinsic
-def is_double(typingctx, value):  # type: ignore[no-untyped-def]
+def is_double(typingctx, value):
     """Tell float64 from float32 at compile time, so that the other branch vanishes."""
     answer = value == types.float64
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return context.get_constant(types.boolean, answer)
 
     return types.boolean(value), codegen
 
 
 @intrinsic
-def _call(typingctx, function, address, start, count, row):  # type: ignore[no-untyped-def]
+def _call(typingctx, function, address, start, count, row):
     """Call a compiled reader or writer through its address."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         word = ir.IntType(64)
         prototype = ir.FunctionType(word, [word] * 4).as_pointer()
         target = builder.inttoptr(args[0], prototype)
@@ -99,27 +99,27 @@ def _call(typingctx, function, address, start, count, row):  # type: ignore[no-u
 
 
 @inlined
-def wide(work, row):  # type: ignore[no-untyped-def]
-    """Return work rows ``row`` and ``row + 1`` as one row of float64, in which results are summed."""
+def wide(work, row):
+    """Return work rows ``row`` and ``row + 1`` as one row of float64, for sums."""
     return carray(pointer(work.ctypes.data + row * BLOCK * work.itemsize), BLOCK, np.float64)
 
 
 @inlined
-def read_block(reader, address, start, count, work, row):  # type: ignore[no-untyped-def]
-    """Widen ``count`` elements from element ``start`` into ``work[row]``; return 1 when any is not finite."""
+def read_block(reader, address, start, count, work, row):
+    """Widen elements from ``start`` into ``work[row]``; return 1 when any is not finite."""
     target = work.ctypes.data + np.int64(row) * BLOCK * work.itemsize
     return _call(reader, address, start, count, target)
 
 
 @inlined
-def write_block(writer, address, start, count, work, row):  # type: ignore[no-untyped-def]
+def write_block(writer, address, start, count, work, row):
     """Round the ``wide`` row into elements from ``start``; return 1 when any is not finite."""
     target = work.ctypes.data + np.int64(row) * BLOCK * work.itemsize
     return _call(writer, address, start, count, target)
 
 
 @inlined
-def _single_of_half(half):  # type: ignore[no-untyped-def]
+def _single_of_half(half):
     magnitude = half & np.uint32(0x7FFF)
     # 2**112 moves the exponent bias from 15 to 127 and normalises subnormals, exactly.
     widened = bits_of(single_of(magnitude << np.uint32(13)) * np.float32(2.0**112))
@@ -129,7 +129,7 @@ def _single_of_half(half):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _half_of_single(bits):  # type: ignore[no-untyped-def]
+def _half_of_single(bits):
     sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
     magnitude = bits & np.uint32(0x7FFFFFFF)
     odd = (magnitude >> np.uint32(13)) & np.uint32(1)
@@ -145,8 +145,8 @@ def _half_of_single(bits):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _odd_bits(value):  # type: ignore[no-untyped-def]
-    """Bits of the float32 nearest to ``value``, rounded to odd so that a second rounding is exact."""
+def _odd_bits(value):
+    """Bits of ``value`` as float32, rounded to odd, so that a second rounding is exact."""
     if not is_double(value):
         return bits_of(np.float32(value))
     near = np.float32(value)
@@ -157,7 +157,7 @@ def _odd_bits(value):  # type: ignore[no-untyped-def]
     return np.uint32(bits | np.uint32(back != value))
 
 
-def read_bf16(address, start, count, x):  # type: ignore[no-untyped-def]
+def read_bf16(address, start, count, x):
     """Widen bfloat16."""
     words = carray(pointer(address + 2 * start), count, np.uint16)
     top = np.uint32(0)
@@ -168,7 +168,7 @@ def read_bf16(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top == np.uint32(0x7F80))
 
 
-def read_f16(address, start, count, x):  # type: ignore[no-untyped-def]
+def read_f16(address, start, count, x):
     """Widen float16, subnormals included."""
     words = carray(pointer(address + 2 * start), count, np.uint16)
     top = np.uint32(0)
@@ -179,7 +179,7 @@ def read_f16(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top == np.uint32(0x7C00))
 
 
-def read_f32(address, start, count, x):  # type: ignore[no-untyped-def]
+def read_f32(address, start, count, x):
     """Copy or widen float32."""
     singles = carray(pointer(address + 4 * start), count, np.float32)
     top = np.uint32(0)
@@ -190,7 +190,7 @@ def read_f32(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top == np.uint32(0x7F800000))
 
 
-def read_f64(address, start, count, x):  # type: ignore[no-untyped-def]
+def read_f64(address, start, count, x):
     """Copy float64."""
     doubles = carray(pointer(address + 8 * start), count, np.float64)
     top = np.uint32(0)
@@ -200,21 +200,35 @@ def read_f64(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top)
 
 
-def write_bf16(address, start, count, x):  # type: ignore[no-untyped-def]
+def write_bf16(address, start, count, x):
     """Round to bfloat16, to nearest even; a NaN stays a NaN."""
     words = carray(pointer(address + 2 * start), count, np.uint16)
+    greatest = np.uint64(0)
+    for i in range(count):
+        # Cut the mantissa from 52 bits to 7 and the exponent's bias from 1023 to 127.
+        bits = bits_of(np.float64(x[i]))
+        magnitude = bits & np.uint64(0x7FFFFFFFFFFFFFFF)
+        odd = (magnitude >> np.uint64(45)) & np.uint64(1)
+        rounded = (magnitude + np.uint64(0xFFFFFFFFFFF) + odd) >> np.uint64(45)
+        rounded -= np.uint64((1023 - 127) << 7)
+        rounded = np.uint64(0) if magnitude == np.uint64(0) else rounded
+        greatest = max(greatest, rounded)
+        words[i] = np.uint16(rounded | ((bits >> np.uint64(48)) & np.uint64(0x8000)))
+    if greatest < np.uint64(0x7F80):
+        return np.int64(0)
+    # Something is infinite, a NaN, too great, or too small to be normal: go slowly.
     top = np.uint32(0)
     for i in range(count):
         bits = _odd_bits(x[i])
-        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        rounded_up = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        word = ((bits | np.uint32(0x400000)) if is_nan else rounded) >> np.uint32(16)
+        word = ((bits | np.uint32(0x400000)) if is_nan else rounded_up) >> np.uint32(16)
         words[i] = np.uint16(word)
-        top = max(top, word & np.uint32(0x7F80))
+        top = max(top, np.uint32(word & np.uint32(0x7F80)))
     return np.int64(top == np.uint32(0x7F80))
 
 
-def write_f16(address, start, count, x):  # type: ignore[no-untyped-def]
+def write_f16(address, start, count, x):
     """Round to float16, to nearest even; what exceeds 65504 becomes infinite and is counted."""
     words = carray(pointer(address + 2 * start), count, np.uint16)
     top = np.uint32(0)
@@ -225,7 +239,7 @@ def write_f16(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top == np.uint32(0x7C00))
 
 
-def write_f32(address, start, count, x):  # type: ignore[no-untyped-def]
+def write_f32(address, start, count, x):
     """Copy or round to float32."""
     singles = carray(pointer(address + 4 * start), count, np.float32)
     top = np.uint32(0)
@@ -236,7 +250,7 @@ def write_f32(address, start, count, x):  # type: ignore[no-untyped-def]
     return np.int64(top == np.uint32(0x7F800000))
 
 
-def write_f64(address, start, count, x):  # type: ignore[no-untyped-def]
+def write_f64(address, start, count, x):
     """Copy float64."""
     doubles = carray(pointer(address + 8 * start), count, np.float64)
     top = np.uint32(0)

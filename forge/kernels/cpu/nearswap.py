@@ -9,7 +9,7 @@ from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.reductions import quick_dot
 
 
-def merge(  # type: ignore[no-untyped-def]
+def merge(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write base + min(t/|δ|, 1)·δ, which is the other model wherever |δ| ≤ t.

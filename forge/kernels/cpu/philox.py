@@ -24,7 +24,7 @@ _WORD = np.uint64(32)
 
 
 @inlined
-def fill(words, key, stream, start, count):  # type: ignore[no-untyped-def]
+def fill(words, key, stream, start, count):
     """Write the random words of elements ``start`` … ``start + count`` to ``words`` (uint32).
 
     ``start`` must be a multiple of 64; up to 63 words beyond ``count`` are written.

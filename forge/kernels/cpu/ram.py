@@ -10,7 +10,7 @@ from forge.kernels.cpu.reductions import quick_dot
 
 
 @inlined
-def _read(inputs, readers, position, size, epsilon, counts, work):  # type: ignore[no-untyped-def]
+def _read(inputs, readers, position, size, epsilon, counts, work):
     """Read a block, zero the inactive parts of the task vectors, count the active ones in row 1."""
     base = work[0]
     active = work[1]
@@ -29,7 +29,7 @@ def _read(inputs, readers, position, size, epsilon, counts, work):  # type: igno
             active[i] += one if is_active else zero
 
 
-def overlap(  # type: ignore[no-untyped-def]
+def overlap(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Count the unique and the shared active elements of each model.
@@ -53,7 +53,7 @@ def overlap(  # type: ignore[no-untyped-def]
             counts[num_inputs + 2 * (m - 1) + 1] += shared
 
 
-def merge(  # type: ignore[no-untyped-def]
+def merge(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write base + the unique parts (times their factor) + the mean of the shared parts.

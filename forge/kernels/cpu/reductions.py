@@ -17,7 +17,7 @@ _reordered = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 
 
 @_reordered
-def dot(x, y, size):  # type: ignore[no-untyped-def]
+def dot(x, y, size):
     """Return Σ x·y over ``size`` elements, added in float64."""
     total = 0.0
     for i in range(size):
@@ -26,7 +26,7 @@ def dot(x, y, size):  # type: ignore[no-untyped-def]
 
 
 @_reordered
-def quick_dot(x, y, size):  # type: ignore[no-untyped-def]
+def quick_dot(x, y, size):
     """Return Σ x·y over ``size`` elements, added in the type of the rows."""
     total = x.dtype.type(0)
     for i in range(size):
@@ -35,7 +35,7 @@ def quick_dot(x, y, size):  # type: ignore[no-untyped-def]
 
 
 @_reordered
-def absolute_sum(x, size):  # type: ignore[no-untyped-def]
+def absolute_sum(x, size):
     """Return Σ |x| over ``size`` elements, added in float64."""
     total = 0.0
     for i in range(size):

@@ -15,7 +15,7 @@ from forge.kernels.cpu.selection import advance_rank, count_targets, magnitude_b
 
 
 @inlined
-def _read(inputs, readers, position, size, counts, at, work):  # type: ignore[no-untyped-def]
+def _read(inputs, readers, position, size, counts, at, work):
     """Read a block as task vectors in rows 8…; note what is not finite from ``counts[at]``."""
     base = work[0]
     counts[at] |= read_block(readers[0], inputs[0], position, size, work, 0)
@@ -27,7 +27,7 @@ def _read(inputs, readers, position, size, counts, at, work):  # type: ignore[no
 
 
 @inlined
-def _spread(num_models, size, work):  # type: ignore[no-untyped-def]
+def _spread(num_models, size, work):
     """Put Σ over pairs (δ_i - δ_j)² into row 1."""
     spread = work[1]
     for i in range(size):
@@ -43,7 +43,7 @@ def _spread(num_models, size, work):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _select(size, position, bits, index, num_models, work):  # type: ignore[no-untyped-def]
+def _select(size, position, bits, index, num_models, work):
     """Zero the task vectors outside the bound on the spread; bits -1 keeps all."""
     if bits < 0:
         return
@@ -60,7 +60,7 @@ def _select(size, position, bits, index, num_models, work):  # type: ignore[no-u
             x[i] *= spread[i]
 
 
-def digits(  # type: ignore[no-untyped-def]
+def digits(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Count one digit of the spreads; counts: the digit layout. stats[0]: positions that differ."""
@@ -81,7 +81,7 @@ def digits(  # type: ignore[no-untyped-def]
         count_targets(spread, size, 0, counts)
 
 
-def equal(  # type: ignore[no-untyped-def]
+def equal(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Find the position of the r-th spread with given bits; counts: bits, r, position or -1."""
@@ -101,7 +101,7 @@ def equal(  # type: ignore[no-untyped-def]
             return
 
 
-def energies(  # type: ignore[no-untyped-def]
+def energies(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Add Σδ′² of each model to stats; counts: bound (bits, index), then not finite flags."""
@@ -115,7 +115,7 @@ def energies(  # type: ignore[no-untyped-def]
             stats[m] += dot(work[8 + m], work[8 + m], size)
 
 
-def merge(  # type: ignore[no-untyped-def]
+def merge(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write base + Σ_agreeing e·δ′ / Σ_agreeing e; the sign elected is that of Σδ′.

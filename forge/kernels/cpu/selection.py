@@ -26,7 +26,7 @@ _SIGN64 = np.uint64(0x7FFFFFFFFFFFFFFF)
 
 
 @inlined
-def magnitude_bits(value):  # type: ignore[no-untyped-def]
+def magnitude_bits(value):
     """Return the bits of |value|: int32 for float32, int64 for float64."""
     if is_double(value):
         return np.int64(bits_of(value) & _SIGN64)
@@ -34,7 +34,7 @@ def magnitude_bits(value):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def count_digit(x, size, shift, digit_bits, prefix, histogram):  # type: ignore[no-untyped-def]
+def count_digit(x, size, shift, digit_bits, prefix, histogram):
     """Count one digit of the magnitudes that begin with ``prefix``.
 
     Args:
@@ -45,10 +45,12 @@ def count_digit(x, size, shift, digit_bits, prefix, histogram):  # type: ignore[
         prefix: Bits above the digit, or -1 to count all (the first digit).
         histogram: int64[DIGIT_BINS], added to.
     """
-    mask = np.int64((1 << digit_bits) - 1)
+    # Unsigned indices: numba checks signed ones for wrapping, at five times the cost.
+    mask = np.uint64((1 << digit_bits) - 1)
+    below = np.uint64(shift)
     if prefix < 0:
         for i in range(size):
-            histogram[np.int64(magnitude_bits(x[i])) >> shift & mask] += 1
+            histogram[(np.uint64(magnitude_bits(x[i])) >> below) & mask] += 1
     else:
         first = prefix << (shift + digit_bits)
         last = first + (np.int64(1) << (shift + digit_bits))
@@ -61,11 +63,11 @@ def count_digit(x, size, shift, digit_bits, prefix, histogram):  # type: ignore[
             for i in range(size):
                 bits = np.int64(magnitude_bits(x[i]))
                 if first <= bits < last:
-                    histogram[bits >> shift & mask] += 1
+                    histogram[(np.uint64(bits) >> below) & mask] += 1
 
 
 @inlined
-def locate_equal(x, size, bits, rank):  # type: ignore[no-untyped-def]
+def locate_equal(x, size, bits, rank):
     """Find the element that is the ``rank``-th (from 1) with these magnitude bits.
 
     Returns:
@@ -86,7 +88,7 @@ def locate_equal(x, size, bits, rank):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def keep_inside(x, size, start, bits, index):  # type: ignore[no-untyped-def]
+def keep_inside(x, size, start, bits, index):
     """Zero what lies outside a bound; ``start`` is the position of ``x[0]`` in the tensor."""
     zero = x.dtype.type(0)
     if start + size <= index or start >= index:
@@ -102,7 +104,7 @@ def keep_inside(x, size, start, bits, index):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def drop_inside(x, size, start, bits, index):  # type: ignore[no-untyped-def]
+def drop_inside(x, size, start, bits, index):
     """Zero what lies inside a bound."""
     zero = x.dtype.type(0)
     if start + size <= index or start >= index:
@@ -117,7 +119,7 @@ def drop_inside(x, size, start, bits, index):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def count_targets(x, size, source, counts):  # type: ignore[no-untyped-def]
+def count_targets(x, size, source, counts):
     """Count one digit for every target whose values are those of ``source``; see ``layout.py``."""
     num_targets = (len(counts) - 2) // (2 + DIGIT_BINS)
     for target in range(num_targets):
@@ -134,7 +136,7 @@ def count_targets(x, size, source, counts):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def advance_rank(x, size, position, counts):  # type: ignore[no-untyped-def]
+def advance_rank(x, size, position, counts):
     """Look for the element of rank ``counts[1]`` among those with bits ``counts[0]``.
 
     Returns:
@@ -148,7 +150,7 @@ def advance_rank(x, size, position, counts):  # type: ignore[no-untyped-def]
     return False
 
 
-def task_vector_digits(  # type: ignore[no-untyped-def]
+def task_vector_digits(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Count one digit of the magnitudes of all task vectors.
@@ -167,7 +169,7 @@ def task_vector_digits(  # type: ignore[no-untyped-def]
             count_targets(x, size, m, counts)
 
 
-def task_vector_equal(  # type: ignore[no-untyped-def]
+def task_vector_equal(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Find the position of the r-th element whose task vector has given magnitude bits.

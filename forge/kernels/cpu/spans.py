@@ -18,7 +18,7 @@ from forge.kernels.cpu.reductions import dot
 
 
 @inlined
-def _read_all(inputs, readers, has_base, position, size, counts, work):  # type: ignore[no-untyped-def]
+def _read_all(inputs, readers, has_base, position, size, counts, work):
     """Read a block of every input; with a base, make the others task vectors."""
     for m in range(len(inputs)):
         counts[m] |= read_block(readers[m], inputs[m], position, size, work, m)
@@ -30,7 +30,7 @@ def _read_all(inputs, readers, has_base, position, size, counts, work):  # type:
                 x[i] -= base[i]
 
 
-def gram(  # type: ignore[no-untyped-def]
+def gram(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Add the lower triangle of the Gram matrix of the inputs (with a base: of δ) to stats.
@@ -47,7 +47,7 @@ def gram(  # type: ignore[no-untyped-def]
                 pair += 1
 
 
-def gram_rows(  # type: ignore[no-untyped-def]
+def gram_rows(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """As ``gram``, one triangle for each row: stats[row·P + pair]. Cuts fall between rows."""
@@ -64,7 +64,7 @@ def gram_rows(  # type: ignore[no-untyped-def]
                     pair += 1
 
 
-def gram_columns(  # type: ignore[no-untyped-def]
+def gram_columns(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """As ``gram``, one triangle for each column: stats[pair·width + column].
@@ -86,7 +86,7 @@ def gram_columns(  # type: ignore[no-untyped-def]
                     pair += width
 
 
-def combine(  # type: ignore[no-untyped-def]
+def combine(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write Σ c·x / d, or base + Σ c·δ / d when there is a base.
@@ -118,7 +118,7 @@ def combine(  # type: ignore[no-untyped-def]
         counts[num_inputs] |= write_block(writer, output, offset, size, work, num_inputs)
 
 
-def combine_rows(  # type: ignore[no-untyped-def]
+def combine_rows(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """As ``combine`` with coefficients of each row: params[row·M + m]. Cuts fall between rows."""
@@ -146,7 +146,7 @@ def combine_rows(  # type: ignore[no-untyped-def]
             )
 
 
-def combine_columns(  # type: ignore[no-untyped-def]
+def combine_columns(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """As ``combine`` with coefficients of each column: params[m·width + column]."""

@@ -34,7 +34,7 @@ from forge.kernels.cpu.selection import drop_inside, keep_inside
 
 
 @inlined
-def _sparsify(x, y, size, position, counts, at, words):  # type: ignore[no-untyped-def]
+def _sparsify(x, y, size, position, counts, at, words):
     """Zero what the settings at ``counts[at:]`` drop and return how many elements are left."""
     mode = counts[at]
     zero = x.dtype.type(0)
@@ -61,7 +61,7 @@ def _sparsify(x, y, size, position, counts, at, words):  # type: ignore[no-untyp
 
 
 @inlined
-def _count_conflicts(work, num_models, size):  # type: ignore[no-untyped-def]
+def _count_conflicts(work, num_models, size):
     """Count the positions where some task vector is positive and another negative."""
     least = work[TOTAL]
     greatest = work[DIVISOR]
@@ -82,15 +82,18 @@ def _count_conflicts(work, num_models, size):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _elect(work, num_models, size, params):  # type: ignore[no-untyped-def]
-    """Reduce ``total`` to the task vectors that agree with its sign; sum their weights."""
+def _elect(work, num_models, size, params):
+    """Reduce ``total`` to the task vectors that agree with its sign; divide when asked to."""
     total = wide(work, TOTAL)
     divisor = wide(work, DIVISOR)
     elected = wide(work, ELECTED)
+    normalize = params[2] != 0.0
     for i in range(size):
         elected[i] = total[i]
         total[i] = 0.0
-        divisor[i] = 0.0
+    if normalize:
+        for i in range(size):
+            divisor[i] = 0.0
     for m in range(num_models):
         x = work[WORK_HEAD + m]
         at = PARAMS_HEAD + PARAMS_PER_MODEL * m
@@ -100,10 +103,17 @@ def _elect(work, num_models, size, params):  # type: ignore[no-untyped-def]
             value = factor * np.float64(x[i])
             agrees = (value if elected[i] >= 0.0 else -value) > 0.0
             total[i] += value if agrees else 0.0
-            divisor[i] += weight if agrees else 0.0
+        if normalize:
+            for i in range(size):
+                value = factor * np.float64(x[i])
+                agrees = (value if elected[i] >= 0.0 else -value) > 0.0
+                divisor[i] += weight if agrees else 0.0
+    if normalize:
+        for i in range(size):
+            total[i] /= divisor[i] if divisor[i] != 0.0 else 1.0
 
 
-def merge(  # type: ignore[no-untyped-def]
+def merge(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write base + λ Σ w·δ′ (with elected signs: Σ over the agreeing), or only sum magnitudes.
@@ -117,7 +127,6 @@ def merge(  # type: ignore[no-untyped-def]
     settings = 3 + 2 * num_models
     base = work[BASE]
     total = wide(work, TOTAL)
-    divisor = wide(work, DIVISOR)
     words = work[WORDS].view(np.uint32)
     for offset in range(0, count, BLOCK):
         size = min(BLOCK, count - offset)
@@ -161,9 +170,6 @@ def merge(  # type: ignore[no-untyped-def]
             continue
         if params[1] != 0.0:
             _elect(work, num_models, size, params)
-            if params[2] != 0.0:
-                for i in range(size):
-                    total[i] /= divisor[i] if divisor[i] != 0.0 else 1.0
         for i in range(size):
             total[i] = np.float64(base[i]) + params[0] * total[i]
         counts[1 + num_models] |= write_block(writer, output, offset, size, work, TOTAL)

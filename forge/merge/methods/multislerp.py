@@ -5,7 +5,8 @@
 W are the weights, divided by their sum with ``normalize_weights``. The tangent step about m is
 Σ W (u - ⟨u, m⟩m/|m|²), which vanishes for the weighted mean itself, so the barycentre is the
 normalised mean; eps enters mergekit's step length as cos(eps), and here too. One model is
-returned as it is. Two models whose mean vanishes are combined linearly.
+returned as it is. Two models whose mean vanishes are combined linearly, and so is a tensor that is
+zero in all of them (that no fine-tune changed).
 
 Reference: Buss and Fillmore 2001, Spherical averages; mergekit documentation, Multi-SLERP.
 """
@@ -41,6 +42,9 @@ def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
         mean = math.sqrt(max(float(directions @ inner @ directions), 0.0))
         if mean >= eps and mean > 0:
             coefficients = math.cos(eps) * float(weights @ norms) / mean * directions
+        elif not norms.any():
+            coefficients = weights
+            fallback = "linear: nothing to merge"
         elif count == 2:
             coefficients = weights
             fallback = "linear: the models cancel"

@@ -30,13 +30,14 @@ KERNELS = (
 )
 
 SMALLEST_NORM = 1e-7
+SMALLEST_WEIGHT = 1e-6
 SMALLEST_SINE = 1e-8
 
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; per model ``weight``, globally the two flags."""
     first, second = call.of_models("weight")
-    t = second / (first + second) if abs(first + second) >= SMALLEST_NORM else 0.5
+    t = second / (first + second) if abs(first + second) >= SMALLEST_WEIGHT else 0.5
     axis: span.Axis = "tensor"
     if not call.flag("nuslerp_flatten") and len(operands.shape) > 1:
         axis = "columns" if call.flag("nuslerp_row_wise") else "rows"
