@@ -34,7 +34,7 @@ _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0, 2**64 - 1),
     help="Seed of random drops, instead of the recipe's.",
 )
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file to write, such as 5GB.")
