@@ -1,0 +1,223 @@
+"""Find everything that speaks against a merge before any weight is read.
+
+Only headers and configurations are looked at, so a check of local models takes well under two
+seconds. All problems are found together, like ones grouped into one finding, and a mistake of
+the user is never an exception. Where nothing is wrong, the merge is planned as it would run:
+a recipe that passes the check has a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from forge.architectures.names import architecture_of
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.header import TensorInfo
+from forge.checkpoints.quantized import quantization_of
+from forge.checkpoints.source import TensorSource
+from forge.core.errors import ForgeError, RecipeError
+from forge.merge.check_configs import check_configs, check_same_models
+from forge.merge.check_report import CheckReport, Finding, ModelFacts, Notebook
+from forge.merge.check_resources import check_resources
+from forge.merge.check_stack import Subject, leader, subject_of, vocabulary_models, written_tensors
+from forge.merge.check_tensors import check_tensors
+from forge.merge.check_tokenizers import check_tokenizers
+from forge.merge.check_values import check_filters, check_values
+from forge.merge.plan import MergePlan, build_plan
+from forge.merge.vocabulary import RemappedSource, VocabularyPlan, plan_vocabulary, remap
+from forge.recipes.merge_types import MergeRecipe, OutputSlice
+from forge.recipes.reference import ModelReference
+
+__all__ = ["CheckReport", "Finding", "ModelFacts", "check_merge"]
+
+
+def check_merge(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    *,
+    out: Path | None = None,
+    vocabulary: VocabularyPlan | None = None,
+) -> CheckReport:
+    """Check a merge.
+
+    Args:
+        recipe: What to merge.
+        checkpoints: Every model of ``recipe.references()``, and of ``recipe.tokenizer``.
+        out: Folder that the result will be; free space is looked up there.
+        vocabulary: The result's vocabulary when it has been planned already.
+
+    Returns:
+        All findings. Nothing is raised for a mistake of the user.
+    """
+    notes = Notebook()
+    for message in (text for model in checkpoints.values() for text in model.notices):
+        notes.notice("source", message)
+    subjects = _subjects(recipe, checkpoints, notes)
+    slices = _slices(recipe, subjects, notes)
+    if slices is not None:
+        tensors = written_tensors(recipe, slices, subjects)
+        check_same_models(recipe, slices, subjects, notes)
+        check_configs(recipe, slices, subjects, notes)
+        if not notes.has("quantized"):
+            check_tensors(recipe, slices, subjects, tensors, notes)
+        check_tokenizers(recipe, vocabulary_models(recipe, slices), subjects, notes)
+        check_filters(recipe, tensors, notes)
+    if recipe.tokenizer is not None and vocabulary is None and not notes.has_errors:
+        vocabulary = _vocabulary(recipe, checkpoints, notes)
+    if vocabulary is not None:
+        for text in vocabulary.notices:
+            notes.notice("vocabulary", text)
+    sources = _sources(checkpoints, vocabulary, notes)
+    plan = _plan(recipe, checkpoints, sources, notes)
+    if plan is not None:
+        check_values(recipe, plan, notes)
+    scratch = sum(
+        source.scratch_bytes for source in sources.values() if isinstance(source, RemappedSource)
+    )
+    needs = check_resources(recipe, checkpoints, plan, scratch, out, notes)
+    return CheckReport(
+        notes.sorted(),
+        needs.input_bytes,
+        needs.output_bytes,
+        needs.memory_bytes,
+        needs.free_disk_bytes,
+        tuple(_facts(checkpoint) for checkpoint in checkpoints.values()),
+    )
+
+
+def _subjects(
+    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint], notes: Notebook
+) -> dict[ModelReference, Subject]:
+    """Sort the tensors of every model that can be understood; report the others."""
+    subjects: dict[ModelReference, Subject] = {}
+    for model in recipe.references():
+        checkpoint = checkpoints[model]
+        quantized = quantization_of(checkpoint.config, _infos(checkpoint.source))
+        if quantized is not None:
+            notes.error(
+                "quantized",
+                f"{model} is quantized ({quantized}): its tensors are codes, which cannot be "
+                "averaged. Merge the original model in bfloat16 and quantize the result.",
+            )
+        try:
+            architecture = architecture_of(
+                checkpoint.config, tensor_names=checkpoint.source.names()
+            )
+            num_layers = architecture.num_layers(checkpoint.config)
+        except ForgeError as error:
+            notes.error("architecture", f"{model}: {error}")
+            continue
+        if architecture.notice is not None:
+            notes.notice("architecture-inferred", f"{model}: {architecture.notice}")
+        subjects[model] = subject_of(checkpoint, architecture, num_layers)
+    return subjects
+
+
+def _slices(
+    recipe: MergeRecipe, subjects: Mapping[ModelReference, Subject], notes: Notebook
+) -> tuple[OutputSlice, ...] | None:
+    models = recipe.references()
+    if any(model not in subjects for model in models):
+        return None
+    kinds = {model: subjects[model].architecture.name for model in models}
+    lead = leader(recipe)
+    others = [model for model in models if kinds[model] != kinds[lead]]
+    if others:
+        listing = ", ".join(f"{model} is '{kinds[model]}'" for model in others)
+        notes.error(
+            "architecture",
+            f"{lead} is of the architecture '{kinds[lead]}', but {listing}. The result has one "
+            "config.json, which would misread the others' tensors. Merge models of one "
+            "architecture.",
+        )
+        return None
+    try:
+        return recipe.effective_slices({model: subjects[model].num_layers for model in models})
+    except RecipeError as error:
+        for problem in error.problems:
+            notes.error("layer-range", str(problem))
+    except ForgeError as error:
+        notes.error("layer-count", str(error))
+    return None
+
+
+def _vocabulary(
+    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint], notes: Notebook
+) -> VocabularyPlan | None:
+    try:
+        return plan_vocabulary(recipe, checkpoints)
+    except ForgeError as error:
+        notes.error("vocabulary", str(error))
+        return None
+
+
+def _sources(
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    vocabulary: VocabularyPlan | None,
+    notes: Notebook,
+) -> Mapping[ModelReference, TensorSource]:
+    if vocabulary is None or notes.has_errors:
+        return {}
+    try:
+        # Nothing is written to the folder before a tensor is read, and none is.
+        return remap(checkpoints, vocabulary, Path())
+    except ForgeError as error:
+        notes.error("vocabulary", str(error))
+        return {}
+
+
+def _plan(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    sources: Mapping[ModelReference, TensorSource],
+    notes: Notebook,
+) -> MergePlan | None:
+    """Plan the merge as it would run, unless it is known already that it cannot."""
+    if notes.has_errors:
+        return None
+    try:
+        return build_plan(recipe, checkpoints, sources)
+    except ForgeError as error:
+        notes.error("plan", str(error))
+        return None
+
+
+def _facts(checkpoint: Checkpoint) -> ModelFacts:
+    counts: dict[str, int] = {}
+    infos = list(_infos(checkpoint.source))
+    for info in infos:
+        counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
+    kind = checkpoint.config.get("model_type")
+    num_layers = rows = None
+    tied = False
+    try:
+        architecture = architecture_of(checkpoint.config, tensor_names=[i.name for i in infos])
+        tied = architecture.is_tied(checkpoint.config)
+        rows = next(
+            (
+                info.shape[0]
+                for info in infos
+                if info.name in architecture.embeddings and info.shape
+            ),
+            None,
+        )
+        num_layers = architecture.num_layers(checkpoint.config)
+    except ForgeError:
+        # Reported as a finding already; a fact that is not known is None.
+        pass
+    return ModelFacts(
+        model=str(checkpoint.reference),
+        revision=checkpoint.revision,
+        architecture=kind if isinstance(kind, str) else None,
+        dtypes=tuple(sorted(counts, key=lambda dtype: (-counts[dtype], dtype))),
+        num_layers=num_layers,
+        num_tensors=len(infos),
+        num_parameters=sum(counts.values()),
+        vocab_rows=rows,
+        tied=tied,
+    )
+
+
+def _infos(source: TensorSource) -> Iterable[TensorInfo]:
+    return (source.info(name) for name in source.names())

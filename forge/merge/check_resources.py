@@ -1,0 +1,141 @@
+"""Compare what a merge will need with what the machine has: disk space and memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.partial import PARTIAL_SUFFIX
+from forge.merge.check_report import Notebook
+from forge.merge.plan import MergePlan
+from forge.recipes.merge_types import MergeRecipe
+from forge.recipes.reference import ModelReference
+
+_PROCESS_BYTES: Final = 180_000_000
+"""Interpreter, numpy and compiled kernels, before any work."""
+_THREAD_BYTES: Final = 12_000_000
+"""Work rows and one piece of output of a thread, with room to spare."""
+_TENSOR_BYTES: Final = 6_000
+"""What plan, journal and manifest hold about one tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a merge needs, in bytes; see ``CheckReport``."""
+
+    input_bytes: int
+    output_bytes: int
+    memory_bytes: int
+    free_disk_bytes: int | None
+
+
+def check_resources(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    plan: MergePlan | None,
+    scratch_bytes: int,
+    out: Path | None,
+    notes: Notebook,
+) -> Needs:
+    """Estimate what the merge needs, and report what is too little.
+
+    Args:
+        recipe: The recipe.
+        checkpoints: The models.
+        plan: The plan, or ``None`` while errors prevent one.
+        scratch_bytes: Size of rearranged embeddings, which lie beside the output meanwhile.
+        out: Folder that the result will be, or ``None``.
+        notes: Receives the findings.
+
+    Returns:
+        The estimates.
+    """
+    input_bytes = plan.input_bytes if plan else _bytes_of(recipe, checkpoints)
+    output_bytes = plan.output_bytes if plan else 0
+    memory = _memory(recipe, checkpoints, plan)
+    free = None if out is None else _free_disk(out)
+    if out is not None and free is not None and plan is not None:
+        needed = output_bytes + scratch_bytes - _allocated(out)
+        if needed > free:
+            notes.error(
+                "disk-space",
+                f"The merge needs {needed / 1e9:.2f} GB in '{out.absolute().parent}', and "
+                f"{free / 1e9:.2f} GB are free there. Make room, or choose another place for the "
+                "output.",
+            )
+    available = _available_memory()
+    if available is not None and memory > available:
+        notes.warning(
+            "memory",
+            f"The merge needs about {memory / 1e9:.2f} GB of memory, and {available / 1e9:.2f} GB "
+            "are available. Close other programs, or use fewer threads.",
+        )
+    return Needs(input_bytes, output_bytes, memory, free)
+
+
+def _bytes_of(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
+    sources = [checkpoints[model].source for model in recipe.references()]
+    return sum(source.info(name).nbytes for source in sources for name in source.names())
+
+
+def _memory(
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    plan: MergePlan | None,
+) -> int:
+    threads = len(os.sched_getaffinity(0))
+    jobs = len(plan.jobs) if plan else 0
+    return (
+        _PROCESS_BYTES
+        + threads * (_THREAD_BYTES + _adapter_bytes(recipe, checkpoints))
+        + jobs * _TENSOR_BYTES
+    )
+
+
+def _adapter_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
+    """Return what one thread holds at most of tensors that adapters change: they are computed."""
+    total = 0
+    for model in recipe.references():
+        if model.lora is not None:
+            source = checkpoints[model].source
+            infos = [source.info(name) for name in source.names()]
+            # The widened base and the merged tensor.
+            total += max((info.numel * 4 + info.nbytes for info in infos), default=0)
+    return total
+
+
+def _free_disk(out: Path) -> int | None:
+    place = out.absolute()
+    while not place.is_dir():
+        if place == place.parent:
+            return None
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
+
+
+def _allocated(out: Path) -> int:
+    """Return what an unfinished merge to the same place has taken from the disk already."""
+    partial = out.absolute().with_name(out.name + PARTIAL_SUFFIX)
+    try:
+        return sum(path.lstat().st_blocks * 512 for path in partial.rglob("*.safetensors"))
+    except OSError:
+        return 0
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,281 @@
+"""Compare what the models' headers say about the tensors that will be merged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from forge.checkpoints.header import TensorInfo
+from forge.core.dtypes import BY_TORCH_NAME, DTYPES
+from forge.merge.check_report import Notebook, listed, some
+from forge.merge.check_stack import Subject, WrittenTensor, leader, vocabulary_models
+from forge.recipes.merge_types import MergeRecipe, OutputSlice
+from forge.recipes.reference import ModelReference
+
+_WITH_HEAD: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+Difference = tuple[ModelReference, TensorInfo, ModelReference, TensorInfo]
+"""A model with its tensor, and another model with the tensor that should be alike."""
+
+
+def check_tensors(
+    recipe: MergeRecipe,
+    slices: tuple[OutputSlice, ...],
+    subjects: Mapping[ModelReference, Subject],
+    tensors: Sequence[WrittenTensor],
+    notes: Notebook,
+) -> None:
+    """Report tensors that are missing, misshapen, or of types that do not go together.
+
+    Args:
+        recipe: The recipe.
+        slices: The runs of layers of the result.
+        subjects: Every model.
+        tensors: What will be written.
+        notes: Receives the findings.
+    """
+    for subject in subjects.values():
+        _check_layers(subject, notes)
+    heads = set(subjects[leader(recipe)].architecture.heads)
+    is_tie_clear = _check_ties(vocabulary_models(recipe, slices), subjects, notes)
+    for model in vocabulary_models(recipe, slices):
+        _check_head(subjects[model], notes)
+    _check_missing(
+        [tensor for tensor in tensors if is_tie_clear or tensor.name not in heads],
+        subjects,
+        notes,
+    )
+    _check_shapes(recipe, subjects[leader(recipe)], tensors, notes)
+    _check_types(recipe, tensors, notes)
+
+
+def _gaps(subject: Subject) -> set[int]:
+    return set(range(subject.num_layers)) - set(subject.layers)
+
+
+def _check_layers(subject: Subject, notes: Notebook) -> None:
+    """Compare the number of layers in config.json with the layers in the files."""
+    gaps = sorted(_gaps(subject))
+    extra = sorted(number for number in subject.layers if number >= subject.num_layers)
+    prefix = subject.architecture.layer_prefixes[0]
+    if gaps and not subject.layers:
+        notes.error(
+            "layers-missing",
+            f"{subject.reference} has no tensors named '{prefix}<number>.', as models of the "
+            f"architecture '{subject.architecture.name}' have. Is its config.json that of "
+            "another model?",
+        )
+    elif gaps:
+        shown = ", ".join(str(number) for number in gaps[:3])
+        more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+        notes.error(
+            "layers-missing",
+            f"{subject.reference}: config.json states {subject.num_layers} layers, but its files "
+            f"hold no layer {shown}{more}. The checkpoint is incomplete, or its config.json is "
+            "that of another model.",
+        )
+    if extra:
+        notes.warning(
+            "layers-extra",
+            f"{subject.reference}: config.json states {subject.num_layers} layers, but its files "
+            f"also hold layer {extra[0]}{' and others' if len(extra) > 1 else ''} (such layers "
+            "predict further tokens, or are left over). They are not merged and not written.",
+        )
+
+
+def _check_ties(
+    models: Sequence[ModelReference], subjects: Mapping[ModelReference, Subject], notes: Notebook
+) -> bool:
+    """Compare whether heads share the embeddings' weights; return whether all models agree."""
+    lead = models[0]
+    others = [model for model in models[1:] if subjects[model].tied != subjects[lead].tied]
+    for model in models:
+        subject = subjects[model]
+        copies = [name for name in subject.architecture.heads if name in subject.others]
+        if subject.tied and copies and not others:
+            notes.notice(
+                "head-left-out",
+                f"{model} holds '{copies[0]}' although its config.json ties the head to the "
+                "embedding. Loaders ignore that tensor, so it is left out.",
+            )
+    if not others:
+        return True
+    tied, untied = (lead, others[0]) if subjects[lead].tied else (others[0], lead)
+    notes.error(
+        "tied-mismatch",
+        f"{tied} uses its embedding as the head (tie_word_embeddings), but {untied} has a head of "
+        f"its own. The result has one config.json: with that of {lead}, the other's head would be "
+        "lost or made up. Merge models that agree, or untie the tied one first (save it with a "
+        f"copy of the embedding as '{subjects[lead].architecture.heads[0]}').",
+    )
+    return False
+
+
+def _check_head(subject: Subject, notes: Notebook) -> None:
+    classes = subject.checkpoint.config.get("architectures")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    expects_head = not names or any(name.endswith(_WITH_HEAD) for name in names)
+    if subject.tied or not expects_head:
+        return
+    if not any(name in subject.others for name in subject.architecture.heads):
+        notes.error(
+            "head-missing",
+            f"{subject.reference} has no '{subject.architecture.heads[0]}', and its config.json "
+            "does not tie the head to the embedding (tie_word_embeddings). A loader would make up "
+            "a random head. Repair its config.json or its weights.",
+        )
+
+
+def _check_missing(
+    tensors: Sequence[WrittenTensor],
+    subjects: Mapping[ModelReference, Subject],
+    notes: Notebook,
+) -> None:
+    gaps = {model: _gaps(subject) for model, subject in subjects.items()}
+    lacking: dict[tuple[ModelReference, ModelReference], list[str]] = {}
+    for tensor in tensors:
+        for model, name in tensor.missing:
+            # Of a layer that is missing altogether, the layer was reported.
+            if subjects[model].architecture.layer_of(name) not in gaps[model]:
+                holder = tensor.inputs[0][0]
+                lacking.setdefault((model, holder), []).append(name)
+    for (model, holder), names in lacking.items():
+        count = "a tensor" if len(names) == 1 else f"{len(names):,} tensors"
+        notes.error(
+            "tensors-missing",
+            f"{model} lacks {count} that {holder} has: {some(names)}. "
+            f"{_hint(names, subjects[model])}",
+        )
+
+
+def _hint(names: Sequence[str], subject: Subject) -> str:
+    own = [*subject.others, *(name for layer in subject.layers.values() for name in layer)]
+    for name in names:
+        for other in own:
+            long, short = (name, other) if len(name) > len(other) else (other, name)
+            if long != short and long.endswith(f".{short}"):
+                return (
+                    f"It calls that tensor '{other}': one of the two was saved with an outer "
+                    "module. Load and save it with transformers to bring the names in line."
+                )
+    return "Merge models of one architecture, or restrict 'slices' to layers that both have."
+
+
+def _check_shapes(
+    recipe: MergeRecipe, lead: Subject, tensors: Sequence[WrittenTensor], notes: Notebook
+) -> None:
+    shapes: dict[tuple[ModelReference, ModelReference], list[Difference]] = {}
+    rows: dict[tuple[ModelReference, ModelReference], list[Difference]] = {}
+    for tensor in tensors:
+        first, info = tensor.inputs[0]
+        has_rows = lead.architecture.vocabulary_axis(tensor.name) == 0 and info.shape != ()
+        for model, other in tensor.inputs[1:]:
+            if other.shape == info.shape:
+                continue
+            found = (first, info, model, other)
+            if (
+                has_rows
+                and other.shape[1:] == info.shape[1:]
+                and len(other.shape) == len(info.shape)
+            ):
+                rows.setdefault((first, model), []).append(found)
+            else:
+                shapes.setdefault((first, model), []).append(found)
+    for differences in shapes.values():
+        first, info, model, other = differences[0]
+        more = len(differences) - 1
+        also = f", and {more:,} more tensors differ" if more > 1 else ""
+        also = ", and one more tensor differs" if more == 1 else also
+        notes.error(
+            "shapes",
+            f"'{info.name}' is {list(info.shape)} in {first} but {_named(info, other)}"
+            f"{list(other.shape)} in {model}{also}. Merge models of one architecture, or restrict "
+            "'slices'.",
+        )
+    if recipe.tokenizer is not None:
+        return
+    for differences in rows.values():
+        first, info, model, other = differences[0]
+        notes.error(
+            "vocabulary-size",
+            f"'{info.name}' has {info.shape[0]:,} rows in {first} but {other.shape[0]:,} in "
+            f"{model}: their vocabularies differ in size. Add 'tokenizer: {{source: base}}' to "
+            f"keep the tokens of {first} alone, or 'tokenizer: {{source: union}}' to keep those "
+            "of all.",
+        )
+
+
+def _named(info: TensorInfo, other: TensorInfo) -> str:
+    return "" if info.name == other.name else f"'{other.name}' "
+
+
+def _check_types(recipe: MergeRecipe, tensors: Sequence[WrittenTensor], notes: Notebook) -> None:
+    whole: list[str] = []
+    unlike: list[str] = []
+    unknown: list[str] = []
+    counts: dict[ModelReference, Counter[str]] = {}
+    for tensor in tensors:
+        kinds = [info.dtype for _, info in tensor.inputs]
+        if all(not DTYPES[kind].is_float for kind in kinds):
+            (whole if len(set(kinds)) == 1 else unlike).append(tensor.inputs[0][1].name)
+        elif any(not DTYPES[kind].is_float for kind in kinds):
+            unlike.append(tensor.inputs[0][1].name)
+        elif any(not DTYPES[kind].mergeable for kind in kinds):
+            unknown.append(tensor.inputs[0][1].name)
+        else:
+            for model, info in tensor.inputs:
+                counts.setdefault(model, Counter())[info.dtype] += info.numel
+    if unlike:
+        notes.error(
+            "types",
+            f"{some(unlike)} hold whole numbers in one model and another type in another. Whole "
+            "numbers cannot be merged; merge models of one architecture.",
+        )
+    if unknown and not notes.has("quantized"):
+        notes.error(
+            "types",
+            f"{some(unknown)} are stored in a type that forge does not compute with. Convert the "
+            "model to bfloat16 first.",
+        )
+    if whole:
+        notes.notice(
+            "whole-numbers",
+            f"{some(whole)} hold whole numbers. They are copied, and must be the same in all "
+            "models.",
+        )
+    _note_precision(recipe, counts, notes)
+
+
+def _note_precision(
+    recipe: MergeRecipe, counts: Mapping[ModelReference, Counter[str]], notes: Notebook
+) -> None:
+    kinds = {kind for counter in counts.values() for kind in counter}
+    if not kinds:
+        return
+    if len(kinds) > 1:
+        listing = listed(
+            f"{model} is {' and '.join(sorted(counter))}" for model, counter in counts.items()
+        )
+        wide = "float64" if "F64" in kinds else "float32"
+        notes.notice(
+            "mixed-types",
+            f"The models are stored in different types: {listing}. The arithmetic is done in "
+            f"{wide}, and the result is rounded once.",
+        )
+    target = recipe.out_dtype or recipe.dtype
+    if target is None or BY_TORCH_NAME[target].name not in ("BF16", "F16"):
+        return
+    wide_kinds = sorted(kinds & {"F32", "F64"})
+    if wide_kinds:
+        notes.notice(
+            "narrowed",
+            f"The sources hold {' and '.join(wide_kinds)}, and the result is written as {target}, "
+            "which keeps fewer digits. Write 'out_dtype: float32' to keep them.",
+        )
+    if target == "float16" and kinds - {"F16"}:
+        notes.notice(
+            "narrowed",
+            "The result is written as float16, which ends at 65504; a larger value stops the "
+            "merge. Write 'out_dtype: bfloat16' if that happens.",
+        )

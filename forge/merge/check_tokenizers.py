@@ -1,0 +1,150 @@
+"""Compare the tokenizers of the models: whether a row of the embedding means one token in all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from forge.checkpoints.chat_templates import choose_template, template_of
+from forge.core.errors import ForgeError
+from forge.merge.check_report import Notebook, listed
+from forge.merge.check_stack import Subject
+from forge.merge.vocabulary_tokens import Tokenizer, read_tokenizers
+from forge.recipes.merge_types import MergeRecipe
+from forge.recipes.reference import ModelReference
+
+_FEW: Final = 0.01
+"""Share of ids with another meaning up to which the merge is doubtful, and beyond which absurd."""
+_SHOWN: Final = 3
+
+
+def check_tokenizers(
+    recipe: MergeRecipe,
+    models: Sequence[ModelReference],
+    subjects: Mapping[ModelReference, Subject],
+    notes: Notebook,
+) -> None:
+    """Report tokenizers and chat templates that differ.
+
+    Args:
+        recipe: The recipe.
+        models: Those whose embedding, head or tokenizer enters the result; the first gives the
+            tokenizer when the recipe does not say otherwise.
+        subjects: Every model.
+        notes: Receives the findings.
+    """
+    wanted = dict.fromkeys([*models, *recipe.references()])
+    try:
+        found = read_tokenizers({model: subjects[model].checkpoint.root for model in wanted})
+    except ForgeError as error:
+        notes.error("tokenizer-file", str(error))
+        return
+    lead = models[0]
+    if recipe.tokenizer is None:
+        _check_ids(lead, models[1:], found, notes)
+    _check_templates(recipe, lead, found, notes)
+
+
+def _check_ids(
+    lead: ModelReference,
+    others: Sequence[ModelReference],
+    found: Mapping[ModelReference, Tokenizer | None],
+    notes: Notebook,
+) -> None:
+    own = found[lead]
+    unknown = [model for model in (lead, *others) if found[model] is None]
+    if own is None:
+        notes.warning(
+            "tokenizer-missing",
+            f"{lead} has no tokenizer that forge can read, so the result will have none either. "
+            "Add its files to the model's folder, or name a 'tokenizer: {source: ...}'.",
+        )
+        return
+    if unknown:
+        notes.notice(
+            "tokenizer-missing",
+            f"{listed(unknown)} cannot be compared with the tokenizer of {lead}: there is no "
+            "tokenizer that forge can read. The rows of the embeddings are taken to agree.",
+        )
+    for model in others:
+        other = found[model]
+        if other is not None and other.ids != own.ids:
+            _report_ids(lead, own, model, other, notes)
+
+
+def _report_ids(
+    lead: ModelReference,
+    own: Tokenizer,
+    model: ModelReference,
+    other: Tokenizer,
+    notes: Notebook,
+) -> None:
+    ours = {number: token for token, number in own.ids.items()}
+    theirs = {number: token for token, number in other.ids.items()}
+    shared = ours.keys() & theirs.keys()
+    unlike = sorted(number for number in shared if ours[number] != theirs[number])
+    if unlike:
+        shown = ", ".join(
+            f"{number} is {ours[number]!r} / {theirs[number]!r}" for number in unlike[:_SHOWN]
+        )
+        more = f" and {len(unlike) - _SHOWN:,} more" if len(unlike) > _SHOWN else ""
+        text = (
+            f"The tokenizers of {lead} and {model} give the same ids to different tokens: "
+            f"{shown}{more}. Rows of different tokens would be merged into one. Add "
+            "'tokenizer: {source: union}' to keep the tokens of both, or 'tokenizer: {source: "
+            f"base}}' to keep those of {lead}."
+        )
+        if len(unlike) > _FEW * len(shared):
+            notes.error("tokenizer", text)
+        else:
+            notes.warning("tokenizer", text)
+        return
+    for owner, extra in (
+        (model, sorted(theirs.keys() - ours.keys())),
+        (lead, sorted(ours.keys() - theirs.keys())),
+    ):
+        if extra:
+            names = theirs if owner == model else ours
+            shown = ", ".join(repr(names[number]) for number in extra[:_SHOWN])
+            more = f" and {len(extra) - _SHOWN:,} more" if len(extra) > _SHOWN else ""
+            outcome = (
+                "They are not in the tokenizer of the result; 'tokenizer: {source: union}' keeps "
+                "them."
+                if owner == model
+                else "They stay in the tokenizer of the result."
+            )
+            notes.warning(
+                "tokenizer", f"Only the tokenizer of {owner} has {shown}{more}. {outcome}"
+            )
+
+
+def _check_templates(
+    recipe: MergeRecipe,
+    lead: ModelReference,
+    found: Mapping[ModelReference, Tokenizer | None],
+    notes: Notebook,
+) -> None:
+    templates: dict[ModelReference, str | None] = {}
+    for model, tokenizer in found.items():
+        try:
+            templates[model] = None if tokenizer is None else template_of(tokenizer.files)
+        except ForgeError as error:
+            notes.error("tokenizer-file", f"{model}: {error}")
+    if recipe.chat_template is not None:
+        try:
+            choose_template(recipe.chat_template, [*templates.values()])
+        except ForgeError as error:
+            notes.error("chat-template", str(error))
+        return
+    chosen = lead
+    if recipe.tokenizer is not None and not isinstance(recipe.tokenizer.source, str):
+        chosen = recipe.tokenizer.source
+    own = templates.get(chosen)
+    others = [model for model, template in templates.items() if model != chosen and template != own]
+    if chosen in templates and others:
+        notes.warning(
+            "chat-template",
+            f"The chat template of {listed(others)} differs from that of {chosen}. The result "
+            + (f"gets that of {chosen}." if own is not None else "gets none, like it.")
+            + " Write 'chat_template: auto', a name or Jinja to choose another.",
+        )

@@ -1,0 +1,282 @@
+"""Read a model's embeddings in the order of another vocabulary.
+
+The rearranged tensor is written, once, to a file that has no name any more, and is read from
+there: it takes disk and page cache, but no memory of the process, and it goes when the last
+reader does. It is written by ordinary writes, so that a full disk is an error and no crash.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.architectures.names import architecture_of
+from forge.architectures.table import Architecture
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.floats import decode, encode
+from forge.checkpoints.header import TensorInfo
+from forge.checkpoints.source import TensorSource
+from forge.core.dtypes import DTYPES
+from forge.core.errors import IncompatibleError, OutputError
+from forge.merge.vocabulary_types import RowMap, RowOrigin, VocabularyPlan
+from forge.recipes.reference import ModelReference
+
+_CHUNK_BYTES: Final = 4 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lender:
+    """The rows of another model's embedding, as bytes."""
+
+    table: Bytes
+    dtype: str
+
+    def row(self, number: int) -> Bytes:
+        """Return the bytes of one row."""
+        found: Bytes = self.table[number]
+        return found
+
+
+class RemappedSource:
+    """A model whose embeddings and head are in the order of the output's vocabulary.
+
+    Args:
+        own: The model's tensors.
+        architecture: The model's family.
+        row_map: Its own row for each output row.
+        plan: The vocabulary.
+        others: Tensors and families of all models, for rows that this one lacks.
+        folder: Where the rearranged tensors are written, in files without a name.
+    """
+
+    def __init__(
+        self,
+        own: TensorSource,
+        architecture: Architecture,
+        *,
+        row_map: RowMap,
+        plan: VocabularyPlan,
+        others: Mapping[ModelReference, tuple[TensorSource, Architecture]],
+        folder: Path,
+    ) -> None:
+        self._own = own
+        self._row_map = row_map
+        self._plan = plan
+        self._others = others
+        self._folder = folder
+        self._remapped = frozenset(
+            name for name in own.names() if architecture.vocabulary_axis(name) == 0
+        )
+        self._heads = frozenset(architecture.heads)
+        self._views: dict[str, memoryview] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def label(self) -> str:
+        """What the user typed, for messages."""
+        return self._own.label
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of all tensors that will be rearranged."""
+        return sum(self.info(name).nbytes for name in self._remapped)
+
+    def names(self) -> tuple[str, ...]:
+        """Return all tensor names, in file order."""
+        return self._own.names()
+
+    def info(self, name: str) -> TensorInfo:
+        """Return a tensor's metadata.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            Its new shape and size; its place is that of the tensor it is made from.
+
+        Raises:
+            CheckpointError: There is no such tensor.
+        """
+        tensor = self._own.info(name)
+        if name not in self._remapped:
+            return tensor
+        row_bytes = _row_bytes(tensor)
+        shape = (self._plan.num_rows, *tensor.shape[1:])
+        return replace(tensor, shape=shape, nbytes=self._plan.num_rows * row_bytes)
+
+    def read(self, name: str) -> memoryview:
+        """Return a tensor's bytes; those of an embedding are put in order on the first call.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            A read-only view.
+
+        Raises:
+            CheckpointError: There is no such tensor, or it cannot be read.
+            IncompatibleError: Another model has no such embedding to take rows from.
+            OutputError: The folder is full or cannot be written.
+        """
+        if name not in self._remapped:
+            return self._own.read(name)
+        with self._lock:
+            if name not in self._views:
+                self._views[name] = self._arrange(name)
+            return self._views[name]
+
+    def prefetch(self, name: str) -> None:
+        """Tell the system that a tensor will be read soon.
+
+        Args:
+            name: The tensor.
+        """
+        self._own.prefetch(name)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the model's weight files, for hashing."""
+        return self._own.files()
+
+    def close(self) -> None:
+        """Release the files; views that are still held stay valid."""
+        with self._lock:
+            self._views.clear()
+        self._own.close()
+
+    def _arrange(self, name: str) -> memoryview:
+        tensor = self._own.info(name)
+        num_rows, row_bytes = self._plan.num_rows, _row_bytes(tensor)
+        own_VB = _rows(self._own.read(name), row_bytes)
+        own = np.array(self._row_map.own, np.int64)
+        lenders = self._lenders(name, tensor)
+        step = max(1, _CHUNK_BYTES // max(1, row_bytes))
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                for begin in range(0, num_rows, step):
+                    chosen = own[begin : begin + step]
+                    chunk_VB = np.zeros((len(chosen), row_bytes), np.uint8)
+                    is_own = chosen >= 0
+                    chunk_VB[is_own] = own_VB[chosen[is_own]]
+                    for index in np.flatnonzero(~is_own):
+                        origins = self._plan.fills[begin + int(index)]
+                        if origins:
+                            chunk_VB[index] = self._fill(tensor, origins, lenders)
+                    _write_all(file.fileno(), chunk_VB)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise OutputError(
+                f"The embedding of '{self.label}' cannot be rearranged in '{self._folder}': "
+                f"{error.strerror}. Make room for {num_rows * row_bytes / 1e9:.2f} GB there."
+            ) from error
+        return memoryview(mapped)
+
+    def _fill(
+        self,
+        tensor: TensorInfo,
+        origins: tuple[RowOrigin, ...],
+        lenders: Mapping[ModelReference, _Lender],
+    ) -> Bytes:
+        found = [(lenders[origin.model], origin.row) for origin in origins]
+        if len(found) == 1 and found[0][0].dtype == tensor.dtype:
+            return found[0][0].row(found[0][1])
+        rows = [decode(lender.row(row).data, lender.dtype) for lender, row in found]
+        if tensor.dtype == "F64":
+            double = np.add.reduce([row.astype(np.float64) for row in rows])
+            return _bytes_of(encode(double / len(rows), tensor.dtype))
+        single = np.add.reduce([row.astype(np.float32) for row in rows])
+        return _bytes_of(encode(single / np.float32(len(rows)), tensor.dtype))
+
+    def _lenders(self, name: str, tensor: TensorInfo) -> dict[ModelReference, _Lender]:
+        """Open the same embedding or head of every model that rows are taken from."""
+        lacked = [number for number, row in enumerate(self._row_map.own) if row < 0]
+        models = {origin.model for number in lacked for origin in self._plan.fills[number]}
+        return {model: self._lender(name, tensor, model) for model in sorted(models)}
+
+    def _lender(self, name: str, tensor: TensorInfo, model: ModelReference) -> _Lender:
+        source, architecture = self._others[model]
+        # A tied model's head is its embedding; families name either in several ways.
+        roles = (
+            name,
+            *(architecture.heads if name in self._heads else ()),
+            *architecture.embeddings,
+        )
+        present = frozenset(source.names())
+        infos = [source.info(role) for role in roles if role in present]
+        info = next((info for info in infos if info.shape[1:] == tensor.shape[1:]), None)
+        if info is None:
+            raise IncompatibleError(
+                f"'{model}' has no tensor of the width of '{name}' of '{self.label}', so tokens "
+                "cannot be taken from it. Merge models of one architecture."
+            )
+        return _Lender(_rows(source.read(info.name), _row_bytes(info)), info.dtype)
+
+
+def remap(
+    checkpoints: Mapping[ModelReference, Checkpoint], plan: VocabularyPlan, folder: Path
+) -> Mapping[ModelReference, TensorSource]:
+    """Return the tensors of every model, embeddings in the order of the result's vocabulary.
+
+    Args:
+        checkpoints: The models.
+        plan: The vocabulary.
+        folder: Where rearranged embeddings are written, in files without a name, when they are
+            read for the first time.
+
+    Returns:
+        A source for each model; the model's own where nothing changes.
+
+    Raises:
+        IncompatibleError: A model's family is unknown.
+    """
+    families = {
+        name: (
+            checkpoint.source,
+            architecture_of(checkpoint.config, tensor_names=checkpoint.source.names()),
+        )
+        for name, checkpoint in checkpoints.items()
+    }
+    return {
+        name: RemappedSource(
+            source,
+            architecture,
+            row_map=plan.rows[name],
+            plan=plan,
+            others=families,
+            folder=folder,
+        )
+        if name in plan.rows
+        else source
+        for name, (source, architecture) in families.items()
+    }
+
+
+def _row_bytes(tensor: TensorInfo) -> int:
+    count = 1
+    for dimension in tensor.shape[1:]:
+        count *= dimension
+    return count * DTYPES[tensor.dtype].itemsize
+
+
+def _rows(data: memoryview, row_bytes: int) -> Bytes:
+    return np.frombuffer(data, np.uint8).reshape(-1, row_bytes)
+
+
+def _bytes_of(values: npt.NDArray[np.generic]) -> Bytes:
+    return values.reshape(-1).view(np.uint8)
+
+
+def _write_all(descriptor: int, data: Bytes) -> None:
+    view = data.data.cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]

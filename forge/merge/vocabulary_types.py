@@ -1,0 +1,51 @@
+"""How the rows of an output's embeddings are made from those of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forge.recipes.reference import ModelReference
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RowOrigin:
+    """A row of a model's embedding."""
+
+    model: ModelReference
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowMap:
+    """The embedding of one model in the order of the output's vocabulary.
+
+    Attributes:
+        own: For each output row, the model's own row, or -1 where the row is filled.
+    """
+
+    own: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyPlan:
+    """The vocabulary of a result.
+
+    Attributes:
+        num_rows: Rows of the output's embeddings, padding included.
+        tokenizer_files: Tokenizer files to write, by name; empty when those of the base (or the
+            first model) stay.
+        rows: How to rearrange the embeddings of those models that must be.
+        fills: For each output row, where it comes from in a model that lacks it: no origin is
+            zeros, several are their mean.
+        tokenizer_model: The model whose ids hold in the output, and with them its ids of special
+            tokens.
+        notices: What the user should know.
+    """
+
+    num_rows: int
+    tokenizer_files: Mapping[str, bytes]
+    rows: Mapping[ModelReference, RowMap]
+    fills: Mapping[int, tuple[RowOrigin, ...]]
+    tokenizer_model: ModelReference
+    notices: tuple[str, ...] = ()
