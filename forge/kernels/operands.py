@@ -202,7 +202,7 @@ class KernelPass:
             size = min(chunk, stop - first)
             buffer = operands.workspace.output(size * itemsize)
             self._call(first, size, address_of(buffer), params, stats, counts)
-            operands.emit(first * itemsize, memoryview(buffer))
+            operands.emit(first * itemsize, buffer.data)
 
     def _call(
         self,

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from forge.kernels.cpu.layout import (
     DENSE,
+    MOST_UNROLLED,
     PARAMS_HEAD,
     PARAMS_PER_MODEL,
     SETTINGS,
@@ -27,10 +28,6 @@ from forge.kernels.cpu.layout import (
 )
 from forge.kernels.operands import CHUNK, Float64s, Int64s, Operands
 from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
-
-KERNELS = ("task_vectors.merge",)
-
-_KERNEL = KERNELS[0]
 
 FillFactors = Callable[[int, int, npt.NDArray[Any]], None]
 """Writes one factor for each of ``count`` elements from ``start`` into an array."""
@@ -123,12 +120,14 @@ class _Passes:
         size = min(self._chunk, operands.numel)
         self._factors = [np.empty(size, np.dtype(operands.compute)) for _ in self._fills]
         dtype = "F64" if operands.compute == "float64" else "F32"
+        models = operands.num_models
+        kernel = f"task_vectors.merge_{models if models <= MOST_UNROLLED else 'any'}"
         extended = replace(
             operands,
             inputs=(*operands.inputs, *self._factors),
             dtypes=(*operands.dtypes, *[dtype] * len(self._fills)),
         )
-        self._pass = extended.plan(_KERNEL, rows=rows)
+        self._pass = extended.plan(kernel, rows=rows)
 
     def over(self, params: Float64s, stats: Float64s, counts: Int64s, *, write: bool) -> None:
         run = self._pass.write if write else self._pass.reduce

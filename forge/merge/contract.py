@@ -1,11 +1,8 @@
 """What a merge method is given and what it returns.
 
-A method is a module ``forge/merge/methods/<name>.py`` with
-
-    KERNELS                     the kernels it runs, so that they can be compiled ahead
-    merge(operands, call)       writes the result through ``operands`` and returns statistics
-
-It knows tensors only: no recipe, no file, no name.
+A method is a module ``forge/merge/methods/<name>.py`` with a function
+``merge(operands, call)`` that writes the result through ``operands`` and returns statistics. It
+knows tensors only: no recipe, no file, no name.
 """
 
 from __future__ import annotations

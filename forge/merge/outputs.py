@@ -56,13 +56,7 @@ def sidecars_of(
         ]
         tokenizer = with_template(tokenizer, choose_template(recipe.chat_template, templates))
     files |= tokenizer
-    local_paths = {
-        part.path
-        for model, checkpoint in checkpoints.items()
-        if checkpoint.revision is None
-        for part in (model, model.lora)
-        if part is not None
-    }
+    local_paths = {path for checkpoint in checkpoints.values() for path in checkpoint.local_paths}
     files |= model_card(
         title=recipe.name or "Merged model",
         models=recipe.references(),

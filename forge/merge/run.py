@@ -17,7 +17,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.hashing import FileRecord, RunningHash
-from forge.checkpoints.sink import TensorSink, check_replaceable
+from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.kernels.cpu import native
@@ -159,7 +159,6 @@ def run_merge(
     """
     started = time.monotonic()
     progress = progress or Silence()
-    check_replaceable(out, overwrite=overwrite)
     progress.stage("checking")
     prepared = prepare(recipe, out)
     for notice in prepared.notices:
@@ -171,6 +170,12 @@ def run_merge(
     try:
         plan = build_plan(recipe, prepared.checkpoints, sources)
         fingerprint = _fingerprint(recipe, sources)
+        finished = _finished(out, fingerprint)
+        if finished is not None and not overwrite:
+            progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")
+            num = len(plan.jobs)
+            return MergeResult(out, finished, time.monotonic() - started, num, num)
+        check_replaceable(out, overwrite=overwrite)
         with TensorSink(
             out,
             plan.tensors,
@@ -183,9 +188,9 @@ def run_merge(
             resumed = len(sink.done)
             if resumed:
                 progress.notice(f"Resumed: {resumed} of {len(plan.jobs)} tensors were finished.")
-            _compile_kernels(plan, sources, progress)
             engine = _Engine(plan, recipe, sources, sink, progress)
-            engine.run(num_threads)
+            with native.announcing(_compile_notice(progress)):
+                engine.run(num_threads)
             progress.stage("hashing")
             inputs = engine.finish_hashes(num_threads)
             progress.stage("publishing")
@@ -193,7 +198,7 @@ def run_merge(
             content: dict[str, Any] = {}
 
             def manifest(files: Mapping[str, FileRecord]) -> bytes:
-                content.update(_manifest(prepared, plan, inputs, sink, files))
+                content.update(_manifest(prepared, plan, inputs, sink, files, fingerprint))
                 return manifest_bytes(content)
 
             sink.commit(sidecars, manifest)
@@ -226,41 +231,29 @@ def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSou
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def kernels_of(
-    plan: MergePlan, sources: Mapping[ModelReference, TensorSource]
-) -> list[tuple[str, native.Compute]]:
-    """Return every kernel that a plan will run, with its compute type."""
-    needed: dict[tuple[str, native.Compute], None] = {}
-    seen: set[tuple[str, frozenset[str], str]] = set()
-    for job in plan.jobs:
-        if job.method == IDENTICAL:
-            continue
-        dtypes = frozenset(sources[item.model].info(item.name).dtype for item in job.inputs)
-        if (job.method, dtypes, job.dtype) in seen:
-            continue
-        seen.add((job.method, dtypes, job.dtype))
-        compute: native.Compute = "float64" if "F64" in dtypes else "float32"
-        for dtype in sorted(dtypes):
-            needed[f"memory.read_{dtype.lower()}", compute] = None
-        needed[f"memory.write_{job.dtype.lower()}", "float64"] = None
-        for kernel in _method(job.method).KERNELS:
-            needed[kernel, compute] = None
-    return list(needed)
+def _finished(out: Path, fingerprint: str) -> Mapping[str, object] | None:
+    """Return the manifest of an output that this very merge has made already."""
+    try:
+        manifest = json.loads((out / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    same = isinstance(manifest, dict) and manifest.get("fingerprint") == fingerprint
+    return manifest if same else None
 
 
-def _compile_kernels(
-    plan: MergePlan, sources: Mapping[ModelReference, TensorSource], progress: Progress
-) -> None:
-    needed = kernels_of(plan, sources)
-    missing = [item for item in needed if not native.is_cached([item[0]], item[1])]
-    if missing:
-        progress.stage("compiling")
-        progress.notice(
-            f"Compiling {len(missing)} kernels for this machine; this happens once and takes "
-            "a few seconds."
-        )
-    for kernel, compute in needed:
-        native.address(kernel, compute)
+def _compile_notice(progress: Progress) -> Callable[[str], None]:
+    """Return what tells the user, once, why the first run of a method waits."""
+    told = threading.Event()
+
+    def announce(kernel: str) -> None:
+        log.debug("compiling %s", kernel)
+        if not told.is_set():
+            told.set()
+            progress.notice(
+                "Compiling kernels for this machine; this happens once and takes a few seconds."
+            )
+
+    return announce
 
 
 def _method(name: str) -> Any:
@@ -425,6 +418,7 @@ def _manifest(
     inputs: Mapping[Path, FileRecord],
     sink: TensorSink,
     files: Mapping[str, FileRecord],
+    fingerprint: str,
 ) -> dict[str, Any]:
     recipe = prepared.recipe
     tensors: dict[str, Any] = {}
@@ -445,6 +439,7 @@ def _manifest(
         "kind": "merge",
         "forge": __version__,
         "engine": {"name": "forge", "kernels": native.fingerprint()},
+        "fingerprint": fingerprint,
         "recipe": recipe.resolved(),
         "recipe_file": None if recipe.file is None else Path(recipe.file).name,
         "inputs": [
@@ -452,6 +447,7 @@ def _manifest(
                 "model": str(model),
                 "role": "base" if model == recipe.base_model else "model",
                 "revision": checkpoint.revision,
+                "lora_revision": checkpoint.lora_revision,
                 "files": [_file_entry(inputs[file]) for file in checkpoint.source.files()],
             }
             for model, checkpoint in prepared.checkpoints.items()

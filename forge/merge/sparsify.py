@@ -15,9 +15,6 @@ from forge.kernels.selection import NOTHING, Target, task_vector_bounds
 from forge.merge.consensus import Sparsity
 from forge.merge.contract import Stream
 
-MAGNITUDE_KERNELS = ("selection.task_vector_digits", "selection.task_vector_equal")
-DELLA_KERNELS = ("della.keys", "della.factors")
-
 _EVERYTHING = Sparsity((DENSE,))
 _NONE = Sparsity((BAND, NOTHING.bits, NOTHING.index, -1, 0))
 

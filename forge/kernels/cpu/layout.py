@@ -25,6 +25,9 @@ from __future__ import annotations
 
 from typing import Final
 
+MOST_UNROLLED: Final = 4
+"""Models up to which the task-vector kernel is compiled for their number: merge_1 … merge_4."""
+
 DENSE: Final = 0
 DROP: Final = 1
 BAND: Final = 2

@@ -41,13 +41,14 @@ import stat
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -132,12 +133,17 @@ class _Loaded:
 
 _loaded: dict[tuple[str, Compute], _Loaded] = {}
 _lock = threading.RLock()
-_compiled_s = 0.0
+_listeners: list[Callable[[str], None]] = []
 
 
-def compile_seconds() -> float:
-    """Return the time that this process has spent in compiling, in seconds."""
-    return _compiled_s
+@contextmanager
+def announcing(listener: Callable[[str], None]) -> Iterator[None]:
+    """Call ``listener`` with the name of each kernel that has to be compiled meanwhile."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def _from_cache(path: Path) -> tuple[str, bytes] | None:
@@ -190,7 +196,6 @@ def address(kernel: str, compute: Compute) -> int:
         kernel: ``module.function`` below ``forge.kernels.cpu``.
         compute: Type of the work rows.
     """
-    global _compiled_s
     with _lock:
         known = _loaded.get((kernel, compute))
         if known is not None:
@@ -199,11 +204,14 @@ def address(kernel: str, compute: Compute) -> int:
         path = folder / f"{kernel}-{compute}.o" if folder else None
         stored = _from_cache(path) if path else None
         if stored is None:
+            for listener in _listeners:
+                listener(kernel)
             started = time.perf_counter()
             module, _, name = kernel.partition(".")
             keep, symbol, code = _compile(module, name, compute)
-            _compiled_s += time.perf_counter() - started
-            log.debug("compiled %s for %s in %.2f s", kernel, compute, _compiled_s)
+            log.debug(
+                "compiled %s for %s in %.2f s", kernel, compute, time.perf_counter() - started
+            )
             if path:
                 _to_cache(path, symbol, code)
             del keep
@@ -212,15 +220,6 @@ def address(kernel: str, compute: Compute) -> int:
         loaded = _link(symbol, code)
         _loaded[kernel, compute] = loaded
         return loaded.address
-
-
-def is_cached(kernels: Iterable[str], compute: Compute) -> bool:
-    """Tell whether all kernels can be had without compiling."""
-    folder = _folder()
-    return all(
-        (kernel, compute) in _loaded or (folder and (folder / f"{kernel}-{compute}.o").exists())
-        for kernel in kernels
-    )
 
 
 @cache

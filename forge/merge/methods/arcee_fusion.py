@@ -19,8 +19,6 @@ from forge.kernels.operands import CHUNK, Operands
 from forge.kernels.selection import Target, order_statistics
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("fusion.divergence", "fusion.digits", "fusion.merge")
-
 OUTLIER = 1.5
 
 

@@ -15,8 +15,6 @@ from forge.kernels.operands import Operands
 from forge.merge import consensus, sparsify
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = (*sparsify.DELLA_KERNELS, *consensus.KERNELS)
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; per model ``weight``, ``density`` and ``epsilon``, globally ``rescale``."""

@@ -20,8 +20,6 @@ from forge.kernels.operands import Float64s, Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("spans.gram", "spans.combine")
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; globally ``max_iter`` and ``tol``."""

@@ -13,8 +13,6 @@ from forge.kernels.operands import Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("spans.combine",)
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; per model ``weight``, globally ``normalize``."""

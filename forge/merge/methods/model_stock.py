@@ -16,8 +16,6 @@ from forge.kernels.operands import Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("spans.gram", "spans.gram_rows", "spans.combine", "spans.combine_rows")
-
 SMALLEST = 1e-6
 
 

@@ -14,14 +14,12 @@ import numpy as np
 from forge.kernels.operands import Operands
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("nearswap.merge",)
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; globally ``t``."""
     stats = np.zeros(1)
     counts = np.zeros(4, np.int64)
-    run = operands.plan(KERNELS[0], rows=5)
+    run = operands.plan("nearswap.merge", rows=5)
     run.write(params=np.array([call.number("t")]), stats=stats, counts=counts)
     return TensorStatistics(
         bad_inputs=(bool(counts[0]), bool(counts[1])),

@@ -20,15 +20,6 @@ from forge.kernels.operands import Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = (
-    "spans.gram",
-    "spans.gram_rows",
-    "spans.gram_columns",
-    "spans.combine",
-    "spans.combine_rows",
-    "spans.combine_columns",
-)
-
 SMALLEST_NORM = 1e-7
 SMALLEST_WEIGHT = 1e-6
 SMALLEST_SINE = 1e-8

@@ -13,8 +13,6 @@ from forge.kernels.operands import Operands
 from forge.merge import reinforced
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = (reinforced.MERGE,)
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; globally ``epsilon``."""

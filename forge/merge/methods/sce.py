@@ -19,8 +19,6 @@ from forge.kernels.operands import Operands
 from forge.kernels.selection import ALL, NOTHING, Bound, Target, order_statistics, settle_tie
 from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
 
-KERNELS = ("sce.digits", "sce.equal", "sce.energies", "sce.merge")
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; globally ``select_topk``."""

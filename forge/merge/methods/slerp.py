@@ -18,8 +18,6 @@ from forge.kernels.operands import Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = ("spans.gram", "spans.combine")
-
 PARALLEL = 0.9995
 SMALLEST_NORM = 1e-8
 

@@ -11,8 +11,6 @@ from forge.kernels.operands import Operands
 from forge.merge import consensus
 from forge.merge.contract import MethodCall, TensorStatistics
 
-KERNELS = consensus.KERNELS
-
 
 def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     """Merge one tensor; per model ``weight``, globally ``normalize`` and ``lambda``."""
