@@ -190,12 +190,13 @@ class RemappedSource:
         found = [(lenders[origin.model], origin.row) for origin in origins]
         if len(found) == 1 and found[0][0].dtype == tensor.dtype:
             return found[0][0].row(found[0][1])
-        rows = [decode(lender.row(row).data, lender.dtype) for lender, row in found]
-        if tensor.dtype == "F64":
-            double = np.add.reduce([row.astype(np.float64) for row in rows])
-            return _bytes_of(encode(double / len(rows), tensor.dtype))
-        single = np.add.reduce([row.astype(np.float32) for row in rows])
-        return _bytes_of(encode(single / np.float32(len(rows)), tensor.dtype))
+        # In float64 the sum is as good as exact, so that its order cannot reach the result.
+        rows = [
+            decode(lender.row(row).data, lender.dtype).astype(np.float64) for lender, row in found
+        ]
+        mean = np.add.reduce(rows) / len(rows)
+        wide = mean if tensor.dtype == "F64" else mean.astype(np.float32)
+        return _bytes_of(encode(wide, tensor.dtype))
 
     def _lenders(self, name: str, tensor: TensorInfo) -> dict[ModelReference, _Lender]:
         """Open the same embedding or head of every model that rows are taken from."""
