@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from forge.cli.tables import count_text, plural, size_text, table
 
 if TYPE_CHECKING:
     from forge.merge.check import CheckReport
+    from forge.merge.check_report import ModelFacts
 
 
 def report_text(report: CheckReport, *, width: int | None) -> str:
@@ -20,8 +22,7 @@ def report_text(report: CheckReport, *, width: int | None) -> str:
     Returns:
         Several lines.
     """
-    record = report.as_json()
-    parts = [_models(record.get("models"), width), _sizes(report)]
+    parts = [_models(report.models, width), _sizes(report)]
     if report.findings:
         cells = [(item.level, item.code, item.message) for item in report.findings]
         parts.append(table(("LEVEL", "CODE", "FINDING"), cells, width=width))
@@ -33,25 +34,24 @@ def report_text(report: CheckReport, *, width: int | None) -> str:
     return "\n\n".join([*filter(None, parts), verdict])
 
 
-def _models(models: object, width: int | None) -> str:
-    if not isinstance(models, list) or not models:
+def _models(models: Sequence[ModelFacts], width: int | None) -> str:
+    if not models:
         return ""
     heads = ("TYPE", "LAYERS", "TENSORS", "PARAMETERS", "DTYPES", "VOCABULARY", "MODEL")
-    cells = []
-    for model in models:
-        dtypes = model.get("dtypes", ())
-        cells.append(
-            (
-                str(model.get("architecture", "?")),
-                str(model.get("num_layers", "?")),
-                f"{model.get('num_tensors', 0):,}",
-                count_text(model.get("num_parameters", 0)),
-                ", ".join(dtypes) if isinstance(dtypes, (list, tuple)) else str(dtypes),
-                str(model.get("vocab_rows") or "?") + (" tied" if model.get("tied") else ""),
-                str(model.get("name", "?")),
-            )
+    cells = [
+        (
+            facts.architecture or "?",
+            "?" if facts.num_layers is None else str(facts.num_layers),
+            f"{facts.num_tensors:,}",
+            count_text(facts.num_parameters),
+            ", ".join(facts.dtypes),
+            ("?" if facts.vocab_rows is None else f"{facts.vocab_rows:,}")
+            + (", tied" if facts.tied else ""),
+            facts.model + (f" at {facts.revision[:12]}" if facts.revision else ""),
         )
-    return table(heads, cells, right=("LAYERS", "TENSORS", "PARAMETERS"), width=width)
+        for facts in models
+    ]
+    return table(heads, cells, right=heads[1:4], width=width)
 
 
 def _sizes(report: CheckReport) -> str:

@@ -99,17 +99,39 @@ def _origin(manifest: Manifest, width: int | None) -> list[str]:
 def _parameters(parameters: object) -> str:
     if not isinstance(parameters, Mapping) or not parameters:
         return "none for the whole merge"
-    return ", ".join(f"{name}={value}" for name, value in parameters.items())
+    return ", ".join(f"{name}={_value(value)}" for name, value in parameters.items())
+
+
+def _value(value: object) -> str:
+    """Write a parameter briefly: ``[0, 0.5] of self_attn | 0.5`` for one with filters."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        return " | ".join(
+            _value(item.get("value")) + (f" of {item['filter']}" if "filter" in item else "")
+            for item in value
+        )
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return str(value)
 
 
 def _are_task_vectors(inspection: Inspection) -> bool:
     """Tell whether the norms are of differences to a base, or of the models themselves."""
     if inspection.manifest is None:
         return False
-    recipe = inspection.manifest.table("recipe")
+    recipe, models = inspection.manifest.table("recipe"), inspection.manifest.models
     method = str(recipe.get("merge_method"))
-    is_merged = method in METHODS and METHODS[method].base_is_merged
-    return recipe.get("base_model") is not None and not is_merged
+    if recipe.get("base_model") is None or (method in METHODS and METHODS[method].base_is_merged):
+        return False
+    # A method that interpolates between the base and a model measures both of them.
+    return _num_measured(inspection) <= max(len(models), 1)
+
+
+def _num_measured(inspection: Inspection) -> int:
+    return max((len(row.norms) for row in inspection.statistics), default=0)
 
 
 def legend(inspection: Inspection) -> list[str]:
@@ -123,11 +145,13 @@ def legend(inspection: Inspection) -> list[str]:
     """
     if inspection.manifest is None:
         return []
-    models = inspection.manifest.models
-    num_models = max((len(row.norms) for row in inspection.statistics), default=0)
-    if len(models) != num_models:
+    models, count = inspection.manifest.models, _num_measured(inspection)
+    base = inspection.manifest.table("recipe").get("base_model")
+    if count == len(models) + 1 and base is not None:
+        models = (str(base), *models)
+    if len(models) != count:
         # A stack takes its layers from different models, so a number has no one meaning.
-        return [f"1 to {num_models} = the models of each slice, in the recipe's order"]
+        return [f"Numbers 1 to {count} are the models of each slice, in the recipe's order."]
     return [f"{number} = {model}" for number, model in enumerate(models, start=1)]
 
 

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.layout import lay_out
 from forge.cli.tables import count_text, plural, size_text, table
+from forge.merge.plan import IDENTICAL
 
 if TYPE_CHECKING:
     from forge.merge.plan import MergeJob, MergePlan
     from forge.recipes.merge_recipe import MergeRecipe
+
+_MOST_NAMES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Tensors of one layer that share method and parameters."""
+
+    count: int
+    parameters: str
+    names: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A layer, or the tensors before or behind the layers."""
+
+    layer: int | None
+    rows: tuple[_Row, ...]
 
 
 def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | None) -> str:
@@ -24,106 +46,137 @@ def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | N
         width: Columns of the terminal; ``None`` wraps nothing.
 
     Returns:
-        Several lines: sizes, a table of runs of layers with their parameters, and the files.
+        Several lines: sizes, models, a table of runs of layers with their parameters, the files.
     """
-    layout = lay_out(plan.tensors, max_shard_bytes=recipe.max_shard_bytes)
-    shards = [
-        (shard.file, f"{len(shard.tensors):,}", size_text(shard.file_bytes)) for shard in layout
+    models = dict.fromkeys(str(item.model) for job in plan.jobs for item in job.inputs)
+    shorts = {model: f"m{number}" for number, model in enumerate(models, start=1)}
+    constants = _constants(plan.jobs)
+    lines = [
+        f"{recipe.merge_method} → {out}",
+        f"  {plan.architecture.name}, {plural(len(plan.layers), 'layer')}, "
+        f"{plural(len(plan.jobs), 'tensor')}, {count_text(plan.num_parameters)} parameters, "
+        f"{plan.dtype or 'each tensor in the dtype of its inputs'}",
+        f"  reads {size_text(plan.input_bytes)}, writes {size_text(plan.output_bytes)}"
+        + (f", seed {recipe.seed}" if recipe.method.random else ""),
+        f"  configuration from {plan.donor}",
     ]
-    head = "\n".join(
+    if constants:
+        lines.append(f"  everywhere {_joined(constants)}")
+    lines += ["", *(f"  {short} = {model}" for model, short in shorts.items())]
+    return "\n\n".join(
         [
-            f"{recipe.merge_method} → {out}",
-            f"  {plan.architecture.name}, {plural(len(plan.layers), 'layer')}, "
-            f"{plural(len(plan.jobs), 'tensor')}, {count_text(plan.num_parameters)} parameters, "
-            f"{plan.dtype or 'dtype of the inputs'}",
-            f"  reads {size_text(plan.input_bytes)}, writes {size_text(plan.output_bytes)}"
-            + (f", seed {recipe.seed}" if recipe.method.random else ""),
-            f"  configuration and tokenizer files of {plan.donor}",
+            "\n".join(lines),
+            _jobs(plan.jobs, shorts, constants, width),
+            _files(recipe, plan, width),
+            "Nothing was written (dry run).",
         ]
     )
-    names = {model: f"m{number}" for number, model in enumerate(_models(plan.jobs), start=1)}
-    legend = "\n".join(f"  {short} = {model}" for model, short in names.items())
-    rows = table(
-        ("TENSORS", "COUNT", "METHOD", "PARAMETERS"),
-        [*_rows(plan.jobs, names)],
-        right=("COUNT",),
-        width=width,
-    )
-    files = table(("FILE", "TENSORS", "BYTES"), shards, right=("TENSORS", "BYTES"), width=width)
-    return "\n\n".join([head, legend, rows, files, "Nothing was written (dry run)."])
 
 
-def _models(jobs: Sequence[MergeJob]) -> list[str]:
-    return list(dict.fromkeys(str(item.model) for job in jobs for item in job.inputs))
+def _constants(jobs: Sequence[MergeJob]) -> dict[str, float | bool | str]:
+    """Return the global parameters that every merged tensor shares."""
+    merged = [job.values for job in jobs if job.values]
+    if not merged:
+        return {}
+    return {
+        name: value
+        for name, value in merged[0].items()
+        if all(values.get(name) == value for values in merged)
+    }
 
 
-def _rows(jobs: Sequence[MergeJob], names: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
-    """Compress the jobs: neighbouring layers whose parameters are the same share a row."""
-    groups: list[tuple[str, list[MergeJob]]] = []
+def _jobs(
+    jobs: Sequence[MergeJob],
+    shorts: Mapping[str, str],
+    constants: Mapping[str, object],
+    width: int | None,
+) -> str:
+    blocks = [
+        _block(layer, list(members), shorts, constants)
+        for layer, members in groupby(jobs, key=lambda job: job.layer)
+    ]
+    cells: list[tuple[str, str, str, str]] = []
+    for same in _runs(blocks):
+        first, last = same[0].layer, same[-1].layer
+        place = "outside" if first is None else f"layer {first}"
+        if len(same) > 1:
+            place = f"layers {first}-{last}"
+        for number, row in enumerate(same[0].rows):
+            count = f"{row.count:,}" if len(same) == 1 else f"{len(same)} × {row.count:,}"
+            cells.append((place if number == 0 else "", count, row.parameters, row.names))
+    heads = ("PLACE", "COUNT", "MERGED WITH", "TENSORS")
+    return table(heads, cells, right=("COUNT",), width=width)
+
+
+def _runs(blocks: Sequence[_Block]) -> list[list[_Block]]:
+    """Gather neighbouring layers whose rows are equal."""
+    runs: list[list[_Block]] = []
+    for block in blocks:
+        before = runs[-1][-1] if runs else None
+        if before is not None and before.layer is not None and before.rows == block.rows:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return runs
+
+
+def _block(
+    layer: int | None,
+    jobs: Sequence[MergeJob],
+    shorts: Mapping[str, str],
+    constants: Mapping[str, object],
+) -> _Block:
+    by_parameters: dict[str, list[str]] = {}
     for job in jobs:
-        place = "outside the layers" if job.layer is None else f"layer {job.layer}"
-        if groups and groups[-1][0] == place:
-            groups[-1][1].append(job)
-        else:
-            groups.append((place, [job]))
-    rows: list[tuple[str, str, str, str, int | None, int | None]] = []
-    for place, members in groups:
-        layer = members[0].layer
-        by_values: dict[tuple[str, str], int] = {}
-        for job in members:
-            key = (job.method, _parameters(job, names))
-            by_values[key] = by_values.get(key, 0) + 1
-        first = True
-        for (method, parameters), count in by_values.items():
-            rows.append((place if first else "", str(count), method, parameters, layer, layer))
-            first = False
-    return _joined(rows)
+        text = _parameters(job, shorts, constants)
+        by_parameters.setdefault(text, []).append(_short_name(job))
+    is_whole = layer is not None and len(by_parameters) == 1
+    rows = tuple(
+        _Row(len(names), text, "all" if is_whole else _some(names))
+        for text, names in by_parameters.items()
+    )
+    return _Block(layer, rows)
 
 
-def _joined(
-    rows: list[tuple[str, str, str, str, int | None, int | None]],
-) -> list[tuple[str, str, str, str]]:
-    """Join the blocks of consecutive layers whose rows are equal."""
-    blocks: list[list[tuple[str, str, str, str, int | None, int | None]]] = []
-    for row in rows:
-        if row[0]:
-            blocks.append([row])
-        else:
-            blocks[-1].append(row)
-    result: list[tuple[str, str, str, str]] = []
-    start = 0
-    while start < len(blocks):
-        end = start + 1
-        content = [row[1:4] for row in blocks[start]]
-        is_layer = blocks[start][0][4] is not None
-        while (
-            is_layer
-            and end < len(blocks)
-            and blocks[end][0][4] is not None
-            and [row[1:4] for row in blocks[end]] == content
-        ):
-            end += 1
-        place = blocks[start][0][0]
-        if end - start > 1:
-            place = f"layers {blocks[start][0][4]}-{blocks[end - 1][0][4]}"
-        for number, (count, method, parameters) in enumerate(content):
-            each = f"{int(count):,}" if end - start == 1 else f"{end - start} × {count}"
-            result.append((place if number == 0 else "", each, method, parameters))
-        start = end
-    return result
+def _short_name(job: MergeJob) -> str:
+    if job.layer is None:
+        return job.output
+    return job.output.partition(f".{job.layer}.")[2].removesuffix(".weight")
 
 
-def _parameters(job: MergeJob, names: Mapping[str, str]) -> str:
-    parts = [f"{name}={_value(value)}" for name, value in job.values.items()]
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _parameters(job: MergeJob, shorts: Mapping[str, str], constants: Mapping[str, object]) -> str:
+    varying = {name: value for name, value in job.values.items() if name not in constants}
+    parts = [_joined(varying)] if varying else []
+    if job.method == IDENTICAL:
+        parts.append("copied, must be identical in")
     if job.has_base:
-        parts.append(f"base={names[str(job.inputs[0].model)]}")
+        parts.append(shorts[str(job.inputs[0].model)])
     for item, parameters in zip(job.inputs[job.has_base :], job.models, strict=True):
-        inner = ", ".join(f"{name}={_value(value)}" for name, value in parameters.items())
-        parts.append(f"{names[str(item.model)]}({inner})" if inner else names[str(item.model)])
+        inner = _joined(parameters)
+        short = shorts[str(item.model)]
+        parts.append(f"{short}({inner})" if inner else short)
     return " ".join(parts)
+
+
+def _joined(parameters: Mapping[str, float | bool | str]) -> str:
+    return " ".join(f"{name}={_value(value)}" for name, value in parameters.items())
 
 
 def _value(value: float | bool | str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _files(recipe: MergeRecipe, plan: MergePlan, width: int | None) -> str:
+    layout = lay_out(plan.tensors, max_shard_bytes=recipe.max_shard_bytes)
+    cells = [
+        (shard.file, f"{len(shard.tensors):,}", size_text(shard.file_bytes)) for shard in layout
+    ]
+    heads = ("FILE", "TENSORS", "BYTES")
+    return table(heads, cells, right=heads[1:], width=width)

@@ -1,0 +1,346 @@
+"""Run a recipe through mergekit itself, with forge's guarantees around it.
+
+mergekit runs as a process of its own: it loads torch and transformers, prints as it likes,
+and can be stopped. It writes into the partial folder; only a complete result is hashed,
+described by a manifest and put in place by one rename. What it computes is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from forge import __version__
+from forge.checkpoints.checkpoint import open_checkpoint
+from forge.checkpoints.disk import sync_tree
+from forge.checkpoints.hashing import blake3_of_range, hash_files
+from forge.checkpoints.header import read_header
+from forge.checkpoints.partial import PARTIAL_SUFFIX, PartialLock, discard
+from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
+from forge.checkpoints.sidecars import model_card
+from forge.core.dtypes import BY_TORCH_NAME
+from forge.core.errors import (
+    CheckpointError,
+    IncompatibleError,
+    MissingExtraError,
+    OutputError,
+)
+from forge.merge.outputs import manifest_bytes
+from forge.recipes.document import dump_yaml, read_document
+from forge.recipes.merge_types import MergeRecipe
+
+if TYPE_CHECKING:
+    from forge.merge.run import MergeResult, Progress
+
+_OWN_KEYS: Final = ("name", "seed", "allow_nonfinite", "max_shard_size")
+_LOG_LINES: Final = 12
+_LARGEST_SEED: Final = 2**32 - 1
+_RESCALE: Final[Mapping[object, object]] = {"l1": True, "none": False}
+_VERSIONS: Final = ("mergekit", "torch", "transformers", "safetensors", "numpy")
+
+
+def run_with_mergekit(
+    recipe: MergeRecipe,
+    out: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Merge by mergekit.
+
+    Args:
+        recipe: What to merge; its file is given to mergekit without forge's own keys.
+        out: The folder to make.
+        threads: Threads for mergekit's arithmetic.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        The folder and its manifest, which names the engine.
+
+    Raises:
+        MissingExtraError: mergekit is not installed.
+        IncompatibleError: The recipe asks for something that mergekit does not have, or mergekit
+            failed; the message ends with what it said.
+        OutputError: The output exists or cannot be written. What existed is untouched.
+    """
+    from forge.merge.run import MergeResult, Silence
+
+    started = time.monotonic()
+    progress = progress or Silence()
+    if importlib.util.find_spec("mergekit") is None:
+        raise MissingExtraError(
+            "mergekit is not installed. Install it with: pip install 'forge[mergekit]'"
+        )
+    check_replaceable(out, overwrite=overwrite)
+    content = mergekit_recipe(recipe)
+    partial = out.resolve().with_name(out.resolve().name + PARTIAL_SUFFIX)
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        lock = PartialLock(partial, out)
+    except OSError as error:
+        raise OutputError(f"'{out.parent}' is not writable: {error.strerror}.") from error
+    try:
+        discard(partial, keep=frozenset({"lock"}))
+        progress.stage("merging with mergekit")
+        folder = partial / "output"
+        _run(recipe, content, partial, folder, threads)
+        progress.stage("hashing")
+        inputs, notices = _inputs(recipe)
+        notices = [*recipe.notices, *_semantics(recipe), *notices]
+        for notice in notices:
+            progress.notice(notice)
+        _write_card(recipe, content, folder)
+        manifest = _manifest(recipe, content, folder, inputs, notices)
+        (folder / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
+        _make_readable(folder)
+        sync_tree(folder)
+        check_replaceable(out, overwrite=overwrite)
+        publish(folder, out, overwrite=overwrite)
+    except OSError as error:
+        raise OutputError(f"'{partial}' cannot be written: {error.strerror}.") from error
+    finally:
+        # mergekit cannot resume, so nothing is kept for another run.
+        discard(partial, keep=frozenset({"lock"}))
+        lock.close(remove=True)
+        _remove_if_empty(partial)
+    tensors = manifest["tensors"]
+    count = len(tensors) if isinstance(tensors, Mapping) else 0
+    return MergeResult(out, manifest, time.monotonic() - started, count, 0)
+
+
+def mergekit_recipe(recipe: MergeRecipe) -> dict[str, object]:
+    """Return what mergekit is given: the recipe as written, without forge's own keys.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Plain YAML values.
+
+    Raises:
+        IncompatibleError: The recipe asks for something that mergekit does not have.
+    """
+    if recipe.seed > _LARGEST_SEED:
+        raise IncompatibleError(f"mergekit takes no seed above {_LARGEST_SEED}; choose another.")
+    if recipe.allow_nonfinite:
+        raise IncompatibleError(
+            "'allow_nonfinite' has no meaning for mergekit, which never looks. Remove the key."
+        )
+    written: object = recipe.resolved()
+    if recipe.file is not None:
+        written = read_document(Path(recipe.file)).value
+    assert isinstance(written, dict)
+    return {
+        key: _translated(value) for key, value in written.items() if key not in _OWN_KEYS
+    }  # fmt: skip
+
+
+def _translated(value: object) -> object:
+    """Write forge's words for 'rescale' as mergekit's booleans, wherever they stand."""
+    if isinstance(value, list):
+        return [_translated(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _rescale(item) if key == "rescale" else _translated(item)
+        for key, item in value.items()
+    }
+
+
+def _rescale(value: object) -> object:
+    if isinstance(value, list):
+        return [
+            {**item, "value": _rescale(item.get("value"))}
+            if isinstance(item, dict)
+            else _rescale(item)
+            for item in value
+        ]
+    if value == "density":
+        raise IncompatibleError(
+            "'rescale: density' cannot be done by mergekit, which rescales to the former L1 norm. "
+            "Write 'rescale: l1', or use forge's own engine."
+        )
+    return _RESCALE.get(value, value) if isinstance(value, str) else value
+
+
+def _semantics(recipe: MergeRecipe) -> list[str]:
+    row = recipe.method.parameter("rescale")
+    if row is None or row.kind != "choice":
+        return []
+    return ["mergekit rescales to the former L1 norm, which forge calls 'rescale: l1'."]
+
+
+def _run(
+    recipe: MergeRecipe,
+    content: Mapping[str, object],
+    partial: Path,
+    folder: Path,
+    threads: int | None,
+) -> None:
+    recipe_file, log = partial / "recipe.yaml", partial / "mergekit.log"
+    recipe_file.write_text(dump_yaml(dict(content)), encoding="utf-8")
+    dtype = BY_TORCH_NAME.get(recipe.out_dtype or recipe.dtype or "float32")
+    itemsize = dtype.itemsize if dtype is not None else 4
+    # -P: a file of the working directory must not stand in for one of mergekit's modules.
+    command = [
+        sys.executable, "-P", "-m", "mergekit.scripts.run_yaml",
+        str(recipe_file), str(folder),
+        "--random-seed", str(recipe.seed),
+        "--out-shard-size", str(max(1, recipe.max_shard_bytes // itemsize)),
+        "--quiet",
+        # mergekit's card asks the Hub about every local path, and fails without a network.
+        "--no-write-model-card",
+        *(["--clone-tensors"] if recipe.slices else []),
+        *(["--num-threads", str(threads)] if threads else []),
+    ]  # fmt: skip
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if code != 0 or not (folder / "config.json").is_file():
+        lines = log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
+        said = "\n".join(lines) or "(nothing)"
+        raise IncompatibleError(f"mergekit failed with exit code {code}. It said:\n{said}")
+
+
+def _write_card(recipe: MergeRecipe, content: Mapping[str, object], folder: Path) -> None:
+    models = recipe.references()
+    parts = [part for model in models for part in (model, model.lora) if part is not None]
+    card = model_card(
+        title=recipe.name or "Merged model",
+        models=models,
+        method=recipe.merge_method,
+        recipe=dump_yaml(dict(content)),
+        local_paths={part.path for part in parts if Path(part.path).is_dir()},
+    )
+    for name, text in card.items():
+        (folder / name).write_bytes(text)
+
+
+def _inputs(recipe: MergeRecipe) -> tuple[list[dict[str, object]], list[str]]:
+    inputs: list[dict[str, object]] = []
+    notices: list[str] = []
+    for model in recipe.references():
+        files: list[dict[str, object]] = []
+        revision = None
+        try:
+            checkpoint = open_checkpoint(model)
+            revision = checkpoint.revision
+            records = hash_files(checkpoint.source.files(), algorithm="blake3")
+            files = [
+                {
+                    "name": record.name,
+                    "bytes": record.bytes,
+                    "algorithm": record.algorithm,
+                    "digest": record.digest,
+                }
+                for record in records
+            ]
+            checkpoint.source.close()
+        except CheckpointError as error:
+            # mergekit reads formats that forge refuses; the manifest then says what is missing.
+            notices.append(f"The files of '{model}' are not recorded: {error}")
+        role = "base" if model == recipe.base_model else "model"
+        inputs.append({"model": str(model), "role": role, "revision": revision, "files": files})
+    return inputs, notices
+
+
+def _manifest(
+    recipe: MergeRecipe,
+    content: Mapping[str, object],
+    folder: Path,
+    inputs: list[dict[str, object]],
+    notices: list[str],
+) -> dict[str, object]:
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    files = {
+        name: {"bytes": record.bytes, "sha256": record.digest}
+        for name, record in zip(
+            names, hash_files([folder / name for name in names], algorithm="sha256"), strict=True
+        )
+    }
+    infos = sorted(
+        (
+            info
+            for name in names
+            if name.endswith(".safetensors")
+            for info in read_header(folder / name).tensors.values()
+        ),
+        key=lambda info: info.name,
+    )
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        digests = list(
+            pool.map(lambda info: blake3_of_range(info.file, info.offset, info.nbytes), infos)
+        )
+    tensors: dict[str, object] = {}
+    hasher = hashlib.sha256()
+    for info, digest in zip(infos, digests, strict=True):
+        tensors[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "blake3": digest,
+            "method": recipe.merge_method,
+        }
+        hasher.update(f"{info.name}\0{info.dtype}\0{list(info.shape)}\0{digest}\n".encode())
+    return {
+        "schema": 1,
+        "kind": "merge",
+        "forge": __version__,
+        "engine": {"name": "mergekit", "version": version("mergekit")},
+        "recipe": {**content, "seed": recipe.seed},
+        "recipe_file": None if recipe.file is None else Path(recipe.file).name,
+        "inputs": inputs,
+        "models": [],
+        "notices": notices,
+        "versions": _versions(),
+        "content_digest": hasher.hexdigest(),
+        "tensors": tensors,
+        "files": files,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _make_readable(folder: Path) -> None:
+    """Give files the usual mode, which safetensors does not."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        # Another merge has just moved in; the folder is now its own.
+        return
