@@ -87,7 +87,7 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
     add("--from", type=Path, metavar="FILE", dest="stored", help="show what --json kept instead")
     add("--markdown", type=Path, metavar="FILE", help="put the tables into docs/benchmarks.md")
     add(
-        "--work", type=Path, metavar="DIR", default=Path("build/benchmarks"),
+        "--work", type=Path, metavar="DIR", default=Path("benchmarks/output"),
         help="models and outputs; on the file system to be measured [%(default)s]",
     )  # fmt: skip
     add("--small", action="store_true", help="models of 4 M parameters or less, to try it")

@@ -15,6 +15,7 @@ from benchmarks.tables import Spread, mark, ratios, render_table
 COPY_FLOOR: Final = 3.0
 """Most that a merge may take after start-up, in times of copying its bytes."""
 MEMORY_FLOOR_MB: Final = 400
+_MEANINGFUL_MILLIONS: Final = 100
 FIRST_RUN_FLOOR_S: Final = 3.0
 """Most that the very first run of a method may take longer."""
 
@@ -79,6 +80,8 @@ def report(record: Record) -> str:
         "as median (least–greatest). Other processes used "
         f"{Spread.of([run.cost.background_cores for run in runs]).median:.2f} cores meanwhile.",
     ]
+    if millions < _MEANINGFUL_MILLIONS:
+        parts.append("Models this small try the benchmark; their ratios mean little.")
     if figures[0].of("mergekit"):
         parts += ["Against mergekit:", _against_mergekit(figures)]
     parts += ["Against a copy of the same bytes, and memory:", _against_copy(figures)]
@@ -109,12 +112,13 @@ def _against_copy(figures: Sequence[_Figures]) -> str:
         after = [whole - part for whole, part in zip(forge, start, strict=True)]
         ratio = ratios(after, method.walls("copy"))
         compiling = method.walls("first-run")[0] - Spread.of(start).median
+        compiling_cpu = method.cpus("first-run")[0] - Spread.of(method.cpus("start-up")).median
         peak = method.peak_mb("forge")
         theirs = f"{method.peak_mb('mergekit'):.0f}" if method.of("mergekit") else "–"
         rows.append([
             method.method, _seconds(forge), _seconds(start), _seconds(method.walls("copy")),
             mark(f"{ratio}", ratio.median <= COPY_FLOOR),
-            mark(f"{compiling:.1f}", compiling <= FIRST_RUN_FLOOR_S),
+            mark(f"{compiling:.1f} (CPU {compiling_cpu:.1f})", compiling <= FIRST_RUN_FLOOR_S),
             mark(f"{peak:.0f}", peak < MEMORY_FLOOR_MB),
             theirs,
         ])  # fmt: skip
