@@ -175,7 +175,10 @@ def merged_models(
         base: The base, or ``None``.
     """
     merged = [model for model in models if method.base_is_merged or model != base]
-    return tuple(sorted(merged)) if method.symmetric else tuple(merged)
+    if not method.symmetric:
+        return tuple(merged)
+    # By name first, so that sums are the same wherever the folders of the models lie.
+    return tuple(sorted(merged, key=lambda model: (_short_name(model), str(model))))
 
 
 def stream_names(models: Sequence[ModelReference]) -> dict[ModelReference, str]:
@@ -185,12 +188,14 @@ def stream_names(models: Sequence[ModelReference]) -> dict[ModelReference, str]:
     models that share it use what the recipe says in full.
     """
 
-    def short(model: ModelReference) -> str:
-        name = PurePath(model.path).name
-        return name if model.lora is None else f"{name}+{short(model.lora)}"
+    names = {model: _short_name(model) for model in models}
+    counts = Counter(names.values())
+    return {model: name if counts[name] == 1 else str(model) for model, name in names.items()}
 
-    counts = Counter(short(model) for model in models)
-    return {model: short(model) if counts[short(model)] == 1 else str(model) for model in models}
+
+def _short_name(model: ModelReference) -> str:
+    name = PurePath(model.path).name
+    return name if model.lora is None else f"{name}+{_short_name(model.lora)}"
 
 
 def random_stream(seed: int, model: str, tensor: str) -> Stream:

@@ -29,7 +29,7 @@ from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.hashing import FileRecord, RunningHash
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
-from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.core.errors import IncompatibleError, NonFiniteError, OutputError
 from forge.kernels.cpu import native
 from forge.kernels.operands import CHUNK, Operands, Workspace
 from forge.merge.check import check_merge
@@ -160,21 +160,23 @@ def run_merge(
     started = time.monotonic()
     progress = progress or Silence()
     progress.stage("checking")
+    existing = _existing(out)
+    if overwrite or existing is None or existing.get("recipe") != _as_json(recipe.resolved()):
+        # Before a model is opened, because opening may mean to download it.
+        check_replaceable(out, overwrite=overwrite)
+    folder = _parent_of(out)
     prepared = prepare(recipe, out)
     for notice in prepared.notices:
         progress.notice(notice)
     num_threads = threads or len(os.sched_getaffinity(0))
-    partial = out.resolve().parent
-    partial.mkdir(parents=True, exist_ok=True)
-    sources = dict(_sources_of(prepared, partial))
+    sources = dict(_sources_of(prepared, folder))
     try:
         plan = build_plan(recipe, prepared.checkpoints, sources)
         fingerprint = _fingerprint(recipe, sources)
-        finished = _finished(out, fingerprint)
-        if finished is not None and not overwrite:
+        if not overwrite and existing is not None and existing.get("fingerprint") == fingerprint:
             progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")
             num = len(plan.jobs)
-            return MergeResult(out, finished, time.monotonic() - started, num, num)
+            return MergeResult(out, existing, time.monotonic() - started, num, num)
         check_replaceable(out, overwrite=overwrite)
         with TensorSink(
             out,
@@ -218,7 +220,7 @@ def _sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, Ten
 def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSource]) -> str:
     """Identify a merge for resuming: what is merged, from which files, by which arithmetic."""
     files = []
-    for model, source in sorted(sources.items()):
+    for model, source in sorted(sources.items(), key=lambda item: str(item[0])):
         for file in source.files():
             status = file.stat()
             files.append([str(model), file.name, status.st_size, status.st_mtime_ns, status.st_ino])
@@ -231,14 +233,29 @@ def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSou
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(out: Path, fingerprint: str) -> Mapping[str, object] | None:
-    """Return the manifest of an output that this very merge has made already."""
+def _existing(out: Path) -> Mapping[str, object] | None:
+    """Return the manifest of an output that is there, if all files it lists have their sizes."""
     try:
         manifest = json.loads((out / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError):
+        files = manifest["files"]
+        is_whole = all((out / name).stat().st_size == files[name]["bytes"] for name in files)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    same = isinstance(manifest, dict) and manifest.get("fingerprint") == fingerprint
-    return manifest if same else None
+    return manifest if is_whole else None
+
+
+def _as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
+
+
+def _parent_of(out: Path) -> Path:
+    """Return the folder in which the output will be; it need not exist yet."""
+    try:
+        return out.resolve().parent
+    except (OSError, RuntimeError) as error:
+        raise OutputError(
+            f"'{out}' is a link that leads nowhere. Choose another output."
+        ) from error
 
 
 def _compile_notice(progress: Progress) -> Callable[[str], None]:
