@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
@@ -30,6 +31,9 @@ from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 
 __all__ = ["CheckReport", "Finding", "ModelFacts", "check_merge"]
+
+_MAX_MISSING_LAYERS: Final = 10_000
+"""Beyond it a number of layers is a stranger's invention, and must not size a loop."""
 
 
 def check_merge(
@@ -110,7 +114,16 @@ def _subjects(
             continue
         if architecture.notice is not None:
             notes.notice("architecture-inferred", f"{model}: {architecture.notice}")
-        subjects[model] = subject_of(checkpoint, architecture, num_layers)
+        subject = subject_of(checkpoint, architecture, num_layers)
+        if num_layers > len(subject.layers) + _MAX_MISSING_LAYERS:
+            notes.error(
+                "layers-missing",
+                f"{model}: config.json states {num_layers:,} layers, but its files hold "
+                f"{len(subject.layers)}. The checkpoint is incomplete, or its config.json is that "
+                "of another model.",
+            )
+            continue
+        subjects[model] = subject
     return subjects
 
 

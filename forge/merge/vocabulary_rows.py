@@ -64,11 +64,11 @@ def speaker_of(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Speaker:
             if architecture.embeddings
             else f"The embedding of '{model}' was not found. Remove 'tokenizer' from the recipe."
         )
-    counts = {
-        name: source.info(name).shape[0]
-        for name in names
-        if architecture.vocabulary_axis(name) == 0 and source.info(name).shape
+    shapes = {
+        name: source.info(name).shape for name in names if architecture.vocabulary_axis(name) == 0
     }
+    # Of a scalar, which no model has, the missing axis counts as no row.
+    counts = {name: shape[0] if shape else 0 for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
         listing = ", ".join(f"'{name}' has {count:,}" for name, count in counts.items())
         raise IncompatibleError(
