@@ -52,7 +52,7 @@ def load_recipe(
 
     Args:
         config: Path of a YAML file, or the name of one under ``merge_configs/``.
-        seed: Replaces the recipe's seed.
+        seed: Replaces the recipe's seed; from 0 to 2^64 - 1.
         max_shard_size: Replaces the recipe's largest file, such as ``5GB``.
 
     Returns:
@@ -66,7 +66,7 @@ def load_recipe(
 
     recipe = load_merge_recipe(find_recipe(str(config)), METHODS)
     if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=seed)
+        recipe = dataclasses.replace(recipe, seed=_checked_seed(seed))
     if max_shard_size is not None:
         recipe = dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
     return recipe
@@ -149,7 +149,7 @@ def merge(
         out: The folder to make. It appears at once, when everything in it is complete.
         threads: Worker threads; by default one for each core that this process may use.
         overwrite: Whether an existing output of forge may be replaced.
-        seed: Replaces the recipe's seed.
+        seed: Replaces the recipe's seed; from 0 to 2^64 - 1.
         progress: Hears how it goes.
         engine: ``mergekit`` runs the recipe through mergekit instead (an extra).
 
@@ -162,7 +162,7 @@ def merge(
     """
     recipe = _recipe(config)
     if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=seed)
+        recipe = dataclasses.replace(recipe, seed=_checked_seed(seed))
     if engine == "mergekit":
         from forge.merge.engine_mergekit import run_with_mergekit
 
@@ -247,6 +247,14 @@ def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDiffe
 
 def _recipe(config: str | Path | MergeRecipe) -> MergeRecipe:
     return load_recipe(config) if isinstance(config, (str, Path)) else config
+
+
+def _checked_seed(seed: int) -> int:
+    from forge.core.errors import Problem, RecipeError
+
+    if not 0 <= seed < 2**64:
+        raise RecipeError([Problem(f"{seed} is not a whole number from 0 to 2^64 - 1.", "seed")])
+    return seed
 
 
 def _checked_size(text: str) -> str:

@@ -15,7 +15,10 @@ from forge.cli.options import debug_option, json_option
 @click.command("check")
 @click.argument("config")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where the result would go, to judge the space."
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where the result would go, to judge the space.",
 )
 @json_option
 @debug_option

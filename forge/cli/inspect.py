@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--layers", is_flag=True, help="List the tensors of every layer, too.")
 @click.option(
-    "--svg", "svg_file", type=click.Path(path_type=Path), help="Draw the layers into this file."
+    "--svg",
+    "svg_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the layers into this file.",
 )
 @json_option
 @debug_option

@@ -26,17 +26,14 @@ _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 @click.argument("config")
 @click.option(
     "--out",
+    metavar="DIR",
     type=click.Path(path_type=Path),
     help="Folder to make.  [default: merges/NAME, after the recipe's name or file]",
 )
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1, 1024), help="Worker threads.  [default: cores]"
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    help="Seed of random drops, instead of the recipe's.",
-)
+@click.option("--seed", type=int, metavar="N", help="Seed of random drops, not the recipe's.")
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file to write, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of forge.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")

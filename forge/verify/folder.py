@@ -1,6 +1,6 @@
 """Check every byte of a checkpoint against its manifest, in one read.
 
-A file's SHA-256 and the BLAKE3 digests of its tensors are computed from the same blocks,
+A file's digest and those of its tensors are computed from the same blocks,
 so a checkpoint that is larger than the page cache is still read once. Hidden entries,
 which the Hub and git add and no loader reads, are not looked at.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from forge.architectures.names import architecture_of, layers_present
 from forge.checkpoints.checkpoint import read_config
 from forge.checkpoints.folder import contained_file
+from forge.checkpoints.hashing import Algorithm
 from forge.checkpoints.header import TensorInfo, read_header
 from forge.checkpoints.replace import MANIFEST_FILE
 from forge.checkpoints.source import open_safetensors
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 Kind = Literal["missing", "extra", "size", "hash", "tensor", "structure", "manifest"]
 
 _BLOCK_BYTES: Final = 1 << 20
+_ALGORITHM_NAMES: Final = {"sha256": "SHA-256", "blake3": "BLAKE3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,7 @@ def _check_file(
         if path is None:
             return 0, [Difference("missing", name, f"'{name}' is missing.")]
         size = path.stat().st_size
-        digest, digests = _digests(path, tensors, progress, stop)
+        digest, digests = _digests(path, tensors, claim.algorithm, progress, stop)
     except CheckpointError as error:
         return 0, [Difference("structure", name, str(error))]
     except OSError as error:
@@ -214,8 +216,9 @@ def _check_file(
     if size != claim.num_bytes:
         message = f"'{name}' has {size:,} bytes; the manifest says {claim.num_bytes:,}."
         found.append(Difference("size", name, message))
-    elif digest != claim.sha256:
-        message = f"'{name}' has SHA-256 {digest}; the manifest says {claim.sha256}."
+    elif digest != claim.digest:
+        algorithm = _ALGORITHM_NAMES[claim.algorithm]
+        message = f"'{name}' has {algorithm} {digest}; the manifest says {claim.digest}."
         found.append(Difference("hash", name, message))
     for tensor in tensors:
         fault = _tensor_fault(tensor, digests[tensor.name], claims.get(tensor.name))
@@ -239,12 +242,16 @@ def _tensor_fault(tensor: TensorInfo, digest: str, claim: TensorClaim | None) ->
 
 
 def _digests(
-    path: Path, tensors: Sequence[TensorInfo], progress: Progress | None, stop: threading.Event
+    path: Path,
+    tensors: Sequence[TensorInfo],
+    algorithm: Algorithm,
+    progress: Progress | None,
+    stop: threading.Event,
 ) -> tuple[str, dict[str, str]]:
     """Hash a file and, from the same blocks, the tensors in it."""
     import blake3
 
-    whole = hashlib.sha256()
+    whole = hashlib.sha256() if algorithm == "sha256" else blake3.blake3()
     digests: dict[str, str] = {}
     queue = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes))
     current, number = blake3.blake3(), 0

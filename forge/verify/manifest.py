@@ -11,21 +11,30 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.folder import is_plain_name, read_json_object
+from forge.checkpoints.hashing import Algorithm
 from forge.checkpoints.replace import MANIFEST_FILE
 from forge.core.errors import CheckpointError
 
 MAX_MANIFEST_BYTES: Final = 256 << 20
 SCHEMA: Final = 1
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_ALGORITHMS: Final[tuple[Algorithm, ...]] = ("sha256", "blake3")
 _CLAIM_KEYS: Final = frozenset({"dtype", "shape", "blake3", "method"})
 
 
 @dataclass(frozen=True, slots=True)
 class FileClaim:
-    """What the manifest says about a file."""
+    """What the manifest says about a file.
+
+    Attributes:
+        num_bytes: Its size.
+        algorithm: ``sha256`` or ``blake3``.
+        digest: Hexadecimal digest of the whole file.
+    """
 
     num_bytes: int
-    sha256: str
+    algorithm: Algorithm
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +150,11 @@ def _file(path: Path, name: str, claim: object) -> FileClaim:
     if len(parts) > 2 or not all(is_plain_name(part) for part in parts) or name == MANIFEST_FILE:
         raise CheckpointError(f"'{path}' lists {name[:200]!r}, which is no file of its folder.")
     if isinstance(claim, Mapping):
-        num_bytes, digest = claim.get("bytes"), claim.get("sha256")
-        if type(num_bytes) is int and isinstance(digest, str) and _SHA256.fullmatch(digest):
-            return FileClaim(num_bytes, digest)
+        num_bytes = claim.get("bytes")
+        for algorithm in _ALGORITHMS:
+            digest = claim.get(algorithm)
+            if type(num_bytes) is int and isinstance(digest, str) and _DIGEST.fullmatch(digest):
+                return FileClaim(num_bytes, algorithm, digest)
     raise _malformed(path, f"files.{name}", claim)
 
 

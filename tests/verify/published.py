@@ -38,8 +38,9 @@ def tensors_of(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     }
 
 
-def describe(folder: Path) -> dict[str, object]:
+def describe(folder: Path, *, algorithm: str = "sha256") -> dict[str, object]:
     """Return the manifest that fits a folder."""
+    hasher = hashlib.sha256 if algorithm == "sha256" else blake3.blake3
     tensors: dict[str, object] = {}
     content = hashlib.sha256()
     rows = {}
@@ -66,7 +67,7 @@ def describe(folder: Path) -> dict[str, object]:
         "files": {
             name: {
                 "bytes": (folder / name).stat().st_size,
-                "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
+                algorithm: hasher((folder / name).read_bytes()).hexdigest(),
             }
             for name in names
             if name != MANIFEST

@@ -12,7 +12,7 @@ from forge.core.errors import CheckpointError
 from forge.verify import folder as module
 from forge.verify.folder import verify_folder
 from tests.factory import write_safetensors
-from tests.verify.published import edit_manifest, publish, tensors_of
+from tests.verify.published import describe, edit_manifest, publish, tensors_of, write_manifest
 
 WEIGHTS = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -66,6 +66,15 @@ def test_one_flipped_bit_names_file_and_tensor(
     monkeypatch.setattr(module, "_BLOCK_BYTES", block)
     flip(published / WEIGHTS, offset_of(published / WEIGHTS, UP) + 11)
     assert found(published) == [("hash", WEIGHTS), ("tensor", UP)]
+
+
+def test_a_manifest_may_use_blake3(published: Path) -> None:
+    write_manifest(published, describe(published, algorithm="blake3"))
+    assert found(published) == []
+    flip(published / WEIGHTS, offset_of(published / WEIGHTS, UP) + 11)
+    report = verify_folder(published)
+    assert [item.kind for item in report.differences] == ["hash", "tensor"]
+    assert "has BLAKE3 " in report.differences[0].message
 
 
 def test_a_changed_small_file_is_found(published: Path) -> None:

@@ -1,0 +1,38 @@
+"""The public surface, pinned: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import inspect
+
+from forge import api
+
+SURFACE = {
+    "check": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'CheckReport'",
+    "diff": "(a: 'str', b: 'str', *, progress: 'Progress | None' = None) -> 'CheckpointDifference'",
+    "inspect": "(folder: 'Path') -> 'Inspection'",
+    "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
+    "max_shard_size: 'str | None' = None) -> 'MergeRecipe'",
+    "merge": "(config: 'str | Path | MergeRecipe', out: 'Path', *, threads: 'int | None' = None, "
+    "overwrite: 'bool' = False, seed: 'int | None' = None, progress: 'Progress | None' = None, "
+    "engine: 'Engine' = 'forge') -> 'MergeResult'",
+    "methods": "() -> 'Catalog[MethodRow]'",
+    "plan": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'MergePlan'",
+    "verify": "(folder: 'Path', *, progress: 'Progress | None' = None) -> 'VerifyReport'",
+}
+
+
+def test_the_functions_are_these() -> None:
+    functions = {
+        name: str(inspect.signature(getattr(api, name)))
+        for name in api.__all__
+        if inspect.isfunction(getattr(api, name))
+    }
+    assert functions == SURFACE
+    assert set(api.__all__) - set(SURFACE) == {"ForgeError"}
+
+
+def test_every_function_is_documented() -> None:
+    for name in SURFACE:
+        text = inspect.getdoc(getattr(api, name))
+        assert text is not None
+        assert "Returns:" in text or text.startswith("Return ")
