@@ -19,13 +19,13 @@ class GrowingShard:
         layout: What it will hold.
 
     Attributes:
-        hash: SHA-256 of the part that is complete from the file's start.
+        hash: BLAKE3 of the part that is complete from the file's start.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self.path = path
         self.layout = layout
-        self.hash = RunningHash(path, algorithm="sha256", name=layout.file)
+        self.hash = RunningHash(path, algorithm="blake3", name=layout.file)
         self._descriptor = -1
         self._lock = threading.Lock()
         self._finished: set[str] = set()

@@ -214,7 +214,7 @@ class TensorSink:
 
         Args:
             sidecars: Small files by path relative to the output.
-            manifest: Given the SHA-256 records of all files by path, returns the manifest's
+            manifest: Given the BLAKE3 records of all files by path, returns the manifest's
                 bytes. It is called once, after everything else has been written.
 
         Raises:
@@ -335,7 +335,7 @@ class TensorSink:
         with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
             jobs = [pool.submit(shard.hash.finish) for shard in self._shards]
             jobs += [
-                pool.submit(hash_file, self._folder / name, algorithm="sha256", name=name)
+                pool.submit(hash_file, self._folder / name, algorithm="blake3", name=name)
                 for name in small
             ]
             records = [job.result() for job in jobs]

@@ -1,8 +1,7 @@
 """Order statistics of magnitudes, found by histograms: the driver of ``cpu/selection.py``.
 
-A *bound* (bits, index) describes the first k elements of a tensor in the order "greater
-magnitude first, then lower index". It costs two passes over the input for float32, plus one
-that stops early when several elements share the magnitude at the border.
+A *bound* describes the first k elements of a tensor in the order "greater magnitude first, then
+lower index". It costs two passes over the input for float32 and four for float64.
 """
 
 from __future__ import annotations
@@ -19,19 +18,21 @@ from forge.kernels.operands import Float64s, Int64s, Operands
 
 _MAGNITUDE_BITS: Final[dict[Compute, int]] = {"float32": 31, "float64": 63}
 
-_EVERYTHING: Final = 0
-_BEYOND_EVERY_INDEX: Final = 1 << 62
-
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The border of the first k elements: inside are bits above, and equal bits below ``index``."""
+    """The border of the first k elements.
+
+    Attributes:
+        bits: Elements whose magnitude bits exceed these are inside.
+        quota: Of the elements whose bits equal them, the first so many are inside.
+    """
 
     bits: int
-    index: int
+    quota: int
 
 
-ALL: Final = Bound(_EVERYTHING, _BEYOND_EVERY_INDEX)
+ALL: Final = Bound(0, 1 << 62)
 """The bound that every element is inside."""
 
 NOTHING: Final = Bound((1 << 63) - 2, 0)
@@ -53,12 +54,10 @@ class Statistic:
     Attributes:
         bits: Magnitude bits of the element of that rank.
         ordinal: Its place among the elements with the same bits, from 1.
-        equals: Number of elements with the same bits.
     """
 
     bits: int
     ordinal: int
-    equals: int
 
 
 DigitPass = Callable[[Int64s, Float64s], None]
@@ -81,7 +80,6 @@ def order_statistics(
     num = len(targets)
     remaining = [target.rank for target in targets]
     prefixes = [-1] * num
-    equals = [0] * num
     below = _MAGNITUDE_BITS[compute]
     while below:
         digit_bits = min(DIGIT_BITS, below)
@@ -97,25 +95,9 @@ def order_statistics(
             from_top = np.cumsum(histograms[target, ::-1])
             place = int(np.searchsorted(from_top, remaining[target]))
             digit = DIGIT_BINS - 1 - place
-            equals[target] = int(histograms[target, digit])
-            remaining[target] -= int(from_top[place]) - equals[target]
+            remaining[target] -= int(from_top[place]) - int(histograms[target, digit])
             prefixes[target] = (max(prefixes[target], 0) << digit_bits) | digit
-    return [Statistic(*row) for row in zip(prefixes, remaining, equals, strict=True)]
-
-
-def settle_tie(statistic: Statistic, *, equal_pass: Callable[[Int64s], None], numel: int) -> Bound:
-    """Turn a statistic into the bound of exactly the first ``rank`` elements.
-
-    Args:
-        statistic: What ``order_statistics`` found.
-        equal_pass: Runs an ``equal`` kernel over the whole tensor with the given ``counts``.
-        numel: Number of elements.
-    """
-    if statistic.ordinal == statistic.equals:
-        return Bound(statistic.bits, numel)
-    counts = np.array([statistic.bits, statistic.ordinal, -1], np.int64)
-    equal_pass(counts)
-    return Bound(statistic.bits, int(counts[2]) + 1)
+    return [Statistic(*row) for row in zip(prefixes, remaining, strict=True)]
 
 
 def task_vector_bounds(operands: Operands, targets: Sequence[Target]) -> list[Bound]:
@@ -144,11 +126,5 @@ def task_vector_bounds(operands: Operands, targets: Sequence[Target]) -> list[Bo
             digit_pass=lambda counts, stats: digits.reduce(counts=counts, stats=stats),
         )
         for target, statistic in zip(search, statistics, strict=True):
-            pair = operands.select([0, 1 + target.model], has_base=True)
-            equal = pair.plan("selection.task_vector_equal", rows=2)
-            bounds[target] = settle_tie(
-                statistic,
-                equal_pass=lambda counts, equal=equal: equal.reduce(counts=counts),  # type: ignore[misc]
-                numel=numel,
-            )
+            bounds[target] = Bound(statistic.bits, statistic.ordinal)
     return [bounds[target] for target in targets]

@@ -475,7 +475,7 @@ def _manifest(
         "content_digest": content.hexdigest(),
         "tensors": tensors,
         "files": {
-            name: {"bytes": record.bytes, "sha256": record.digest}
+            name: {"bytes": record.bytes, "blake3": record.digest}
             for name, record in sorted(files.items())
         },
     }

@@ -16,7 +16,7 @@ from forge.merge.consensus import Sparsity
 from forge.merge.contract import Stream
 
 _EVERYTHING = Sparsity((DENSE,))
-_NONE = Sparsity((BAND, NOTHING.bits, NOTHING.index, -1, 0))
+_NONE = Sparsity((BAND, NOTHING.bits, NOTHING.quota, -1, 0))
 
 
 def keep_largest(operands: Operands, densities: Sequence[float]) -> list[Sparsity]:
@@ -30,7 +30,7 @@ def keep_largest(operands: Operands, densities: Sequence[float]) -> list[Sparsit
     bounds = task_vector_bounds(operands, [Target(m, ranks[m]) for m in searched])
     sparsities = [_EVERYTHING if density >= 1 else _NONE for density in densities]
     for m, bound in zip(searched, bounds, strict=True):
-        sparsities[m] = Sparsity((BAND, bound.bits, bound.index, -1, 0))
+        sparsities[m] = Sparsity((BAND, bound.bits, bound.quota, -1, 0))
     return sparsities
 
 
@@ -57,8 +57,8 @@ def keep_middle(
             targets += [Target(m, dropped + kept), Target(m, dropped)]
     bounds = task_vector_bounds(operands, targets)
     for m, inside, outside in zip(searched, bounds[::2], bounds[1::2], strict=True):
-        drop = (-1, 0) if outside == NOTHING else (outside.bits, outside.index)
-        sparsities[m] = Sparsity((BAND, inside.bits, inside.index, *drop))
+        drop = (-1, 0) if outside == NOTHING else (outside.bits, outside.quota)
+        sparsities[m] = Sparsity((BAND, inside.bits, inside.quota, *drop))
     return sparsities
 
 

@@ -11,8 +11,8 @@ Task-vector kernel, with M models beside the base:
             without: Σ|δ| of each model, then Σ|δ′| of each model
 
     DROP takes key, stream and the threshold on a 32-bit word; BAND takes the bound to keep
-    inside and the bound to drop inside (bits, index; bits -1 for none); SCALED reads one factor
-    for each element from a further input.
+    inside and the bound to drop inside (bits, quota; bits -1 for none) and two counters of equal
+    elements that begin at 0; SCALED reads one factor for each element from a further input.
 
 Digit kernels, with T targets (a target is one order statistic of one model's values):
 
@@ -35,7 +35,7 @@ SCALED: Final = 3
 
 PARAMS_HEAD: Final = 3
 PARAMS_PER_MODEL: Final = 2
-SETTINGS: Final = 5
+SETTINGS: Final = 7
 BASE: Final = 0
 WORDS: Final = 1
 TOTAL: Final = 2

@@ -11,7 +11,7 @@ import numpy as np
 from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
 from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.reductions import dot, quick_dot
-from forge.kernels.cpu.selection import advance_rank, count_targets, magnitude_bits
+from forge.kernels.cpu.selection import count_targets, keep_inside
 
 
 @inlined
@@ -43,21 +43,19 @@ def _spread(num_models, size, work):
 
 
 @inlined
-def _select(size, position, bits, index, num_models, work):
-    """Zero the task vectors outside the bound on the spread; bits -1 keeps all."""
+def _select(size, num_models, counts, work):
+    """Zero the task vectors outside the bound in ``counts[:3]`` (bits, quota, equals passed)."""
+    bits = counts[0]
     if bits < 0:
         return
     spread = _spread(num_models, size, work)
     zero = spread.dtype.type(0)
-    one = spread.dtype.type(1)
-    for i in range(size):
-        here = np.int64(magnitude_bits(spread[i]))
-        inside = (here > bits) | ((here == bits) & (position + i < index))
-        spread[i] = one if inside else zero
+    counts[2] = keep_inside(spread, size, bits, counts[1], counts[2])
     for m in range(num_models):
         x = work[8 + m]
         for i in range(size):
-            x[i] *= spread[i]
+            # Only positions where the models differ are ever selected.
+            x[i] = x[i] if spread[i] != zero else zero
 
 
 def digits(
@@ -81,36 +79,16 @@ def digits(
         count_targets(spread, size, 0, counts)
 
 
-def equal(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Find the position of the r-th spread with given bits; counts: bits, r, position or -1."""
-    if counts[2] >= 0:
-        return
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        read_block(readers[0], inputs[0], start + offset, size, work, 0)
-        base = work[0]
-        for m in range(1, len(inputs)):
-            read_block(readers[m], inputs[m], start + offset, size, work, 7 + m)
-            x = work[7 + m]
-            for i in range(size):
-                x[i] -= base[i]
-        spread = _spread(len(inputs) - 1, size, work)
-        if advance_rank(spread, size, start + offset, counts):
-            return
-
-
 def energies(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
-    """Add Σδ′² of each model to stats; counts: bound (bits, index), then not finite flags."""
+    """Add Σδ′² of each model to stats; counts: bound (bits, quota, 0), then not finite flags."""
     num_models = len(inputs) - 1
     for offset in range(0, count, BLOCK):
         size = min(BLOCK, count - offset)
         position = start + offset
-        _read(inputs, readers, position, size, counts, 2, work)
-        _select(size, position, counts[0], counts[1], num_models, work)
+        _read(inputs, readers, position, size, counts, 3, work)
+        _select(size, num_models, counts, work)
         for m in range(num_models):
             stats[m] += dot(work[8 + m], work[8 + m], size)
 
@@ -120,7 +98,7 @@ def merge(
 ):
     """Write base + Σ_agreeing e·δ′ / Σ_agreeing e; the sign elected is that of Σδ′.
 
-    params: e of each model. counts: bound (bits, index), not finite flags of inputs and result,
+    params: e of each model. counts: bound (bits, quota, 0), not finite flags of inputs and result,
     positions with a sign conflict. stats: lower triangle of the Gram matrix of δ′.
     """
     num_models = len(inputs) - 1
@@ -131,8 +109,8 @@ def merge(
     for offset in range(0, count, BLOCK):
         size = min(BLOCK, count - offset)
         position = start + offset
-        _read(inputs, readers, position, size, counts, 2, work)
-        _select(size, position, counts[0], counts[1], num_models, work)
+        _read(inputs, readers, position, size, counts, 3, work)
+        _select(size, num_models, counts, work)
         pair = 0
         for i in range(size):
             elected[i] = 0.0
@@ -155,7 +133,7 @@ def merge(
                 total[i] += energy * value if signed > 0.0 else 0.0
                 divisor[i] += energy if signed > 0.0 else 0.0
                 opposed += np.int32(signed < 0.0)
-        counts[3 + len(inputs)] += opposed
+        counts[4 + len(inputs)] += opposed
         for i in range(size):
             total[i] = np.float64(base[i]) + total[i] / (divisor[i] if divisor[i] != 0.0 else 1.0)
-        counts[2 + len(inputs)] |= write_block(writer, output, offset, size, work, 4)
+        counts[3 + len(inputs)] |= write_block(writer, output, offset, size, work, 4)

@@ -6,9 +6,10 @@ that holds it, a second one over the next 16 bits within that bin, and so on (tw
 float32, four for float64). Ties are settled by position: among equal magnitudes the lowest
 index wins, so that exactly k are kept, always the same ones.
 
-A *bound* (bits, index) describes the first k elements in the order "greater magnitude first,
-then lower index": element i is inside when its bits exceed ``bits``, or equal them and
-i < ``index``.
+A *bound* (bits, quota) describes the first k elements in the order "greater magnitude first,
+then lower index": inside are the elements whose bits exceed ``bits``, and the first ``quota`` of
+those whose bits equal them. A kernel meets the elements of a tensor in order, so it need only
+count the equal ones that it has passed.
 
 Imported only to compile.
 """
@@ -67,55 +68,68 @@ def count_digit(x, size, shift, digit_bits, prefix, histogram):
 
 
 @inlined
-def locate_equal(x, size, bits, rank):
-    """Find the element that is the ``rank``-th (from 1) with these magnitude bits.
-
-    Returns:
-        Its index, or minus one minus the number of equal elements when there are fewer.
-    """
+def count_equal(x, size, bits):
+    """Return how many elements have exactly these magnitude bits."""
     found = np.int32(0)
     for i in range(size):
         found += np.int32(np.int64(magnitude_bits(x[i])) == bits)
-    if found < rank:
-        return np.int64(-1) - np.int64(found)
-    seen = np.int64(0)
-    for i in range(size):
-        if np.int64(magnitude_bits(x[i])) == bits:
-            seen += 1
-            if seen == rank:
-                return np.int64(i)
-    return np.int64(-1)
+    return np.int64(found)
 
 
 @inlined
-def keep_inside(x, size, start, bits, index):
-    """Zero what lies outside a bound; ``start`` is the position of ``x[0]`` in the tensor."""
+def keep_inside(x, size, bits, quota, seen):
+    """Zero what lies outside a bound.
+
+    Args:
+        x: The next elements of the tensor.
+        size: How many.
+        bits: The bound's magnitude.
+        quota: How many elements of that magnitude are inside.
+        seen: How many of them came before ``x``.
+
+    Returns:
+        How many there are up to the end of ``x``.
+    """
     zero = x.dtype.type(0)
-    if start + size <= index or start >= index:
+    equal = count_equal(x, size, bits)
+    if seen + equal <= quota or seen >= quota:
         # All or none of the ties of this block are inside: one comparison decides.
-        least = bits if start + size <= index else bits + 1
+        least = bits if seen + equal <= quota else bits + 1
         for i in range(size):
             x[i] = x[i] if np.int64(magnitude_bits(x[i])) >= least else zero
     else:
+        left = quota - seen
         for i in range(size):
             here = np.int64(magnitude_bits(x[i]))
-            if not (here > bits or (here == bits and start + i < index)):
+            inside = here > bits
+            if here == bits:
+                inside = left > 0
+                left -= 1
+            if not inside:
                 x[i] = zero
+    return seen + equal
 
 
 @inlined
-def drop_inside(x, size, start, bits, index):
-    """Zero what lies inside a bound."""
+def drop_inside(x, size, bits, quota, seen):
+    """Zero what lies inside a bound; arguments and result as in ``keep_inside``."""
     zero = x.dtype.type(0)
-    if start + size <= index or start >= index:
-        least = bits if start + size <= index else bits + 1
+    equal = count_equal(x, size, bits)
+    if seen + equal <= quota or seen >= quota:
+        least = bits if seen + equal <= quota else bits + 1
         for i in range(size):
             x[i] = zero if np.int64(magnitude_bits(x[i])) >= least else x[i]
     else:
+        left = quota - seen
         for i in range(size):
             here = np.int64(magnitude_bits(x[i]))
-            if here > bits or (here == bits and start + i < index):
+            inside = here > bits
+            if here == bits:
+                inside = left > 0
+                left -= 1
+            if inside:
                 x[i] = zero
+    return seen + equal
 
 
 @inlined
@@ -135,21 +149,6 @@ def count_targets(x, size, source, counts):
             )
 
 
-@inlined
-def advance_rank(x, size, position, counts):
-    """Look for the element of rank ``counts[1]`` among those with bits ``counts[0]``.
-
-    Returns:
-        Whether it is in this block; then ``counts[2]`` holds its position in the tensor.
-    """
-    found = locate_equal(x, size, counts[0], counts[1])
-    if found >= 0:
-        counts[2] = position + found
-        return True
-    counts[1] += found + 1
-    return False
-
-
 def task_vector_digits(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
@@ -167,25 +166,3 @@ def task_vector_digits(
             for i in range(size):
                 x[i] -= base[i]
             count_targets(x, size, m, counts)
-
-
-def task_vector_equal(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Find the position of the r-th element whose task vector has given magnitude bits.
-
-    inputs: the base and one model. counts: bits, r (from 1; lowered as equals are passed), the
-    position found or -1.
-    """
-    if counts[2] >= 0:
-        return
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        read_block(readers[0], inputs[0], start + offset, size, work, 0)
-        read_block(readers[1], inputs[1], start + offset, size, work, 1)
-        base = work[0]
-        x = work[1]
-        for i in range(size):
-            x[i] -= base[i]
-        if advance_rank(x, size, start + offset, counts):
-            return

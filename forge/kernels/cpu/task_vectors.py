@@ -58,9 +58,9 @@ def _sparsify(x, y, size, position, counts, at, words):
         return kept
     if mode == BAND:
         if counts[at + 1] >= 0:
-            keep_inside(x, size, position, counts[at + 1], counts[at + 2])
+            counts[at + 5] = keep_inside(x, size, counts[at + 1], counts[at + 2], counts[at + 5])
         if counts[at + 3] >= 0:
-            drop_inside(x, size, position, counts[at + 3], counts[at + 4])
+            counts[at + 6] = drop_inside(x, size, counts[at + 3], counts[at + 4], counts[at + 6])
         for i in range(size):
             kept += np.int32(x[i] != zero)
         return kept

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from forge.kernels.operands import Operands
-from forge.kernels.selection import ALL, NOTHING, Bound, Target, order_statistics, settle_tie
+from forge.kernels.selection import ALL, NOTHING, Bound, Target, order_statistics
 from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
 
 
@@ -27,29 +27,29 @@ def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     rows = 8 + count
     bound, kept_share = _select(operands, call.number("select_topk"), rows)
     # ALL needs no comparison at all: -1 tells the kernels so.
-    head = (-1, 0) if bound == ALL else (bound.bits, bound.index)
+    head = (-1, 0) if bound == ALL else (bound.bits, bound.quota)
 
     energies = np.zeros(count)
-    counts = np.zeros(2 + len(operands.inputs), np.int64)
+    counts = np.zeros(3 + len(operands.inputs), np.int64)
     counts[:2] = head
     operands.plan("sce.energies", rows=rows).reduce(stats=energies, counts=counts)
     total = float(energies.sum())
     weights = energies / total if total > 0 else np.ones(count)
 
     triangle = np.zeros(count * (count + 1) // 2)
-    counts = np.zeros(4 + len(operands.inputs), np.int64)
+    counts = np.zeros(5 + len(operands.inputs), np.int64)
     counts[:2] = head
     operands.plan("sce.merge", rows=rows).write(params=weights, stats=triangle, counts=counts)
     norms, cosines = norms_and_cosines(triangle, count)
     statistics = TensorStatistics(
-        bad_inputs=tuple(bool(flag) for flag in counts[2 : 2 + len(operands.inputs)]),
-        bad_output=bool(counts[2 + len(operands.inputs)]),
+        bad_inputs=tuple(bool(flag) for flag in counts[3 : 3 + len(operands.inputs)]),
+        bad_output=bool(counts[3 + len(operands.inputs)]),
         norms=norms,
         cosines=cosines,
         kept_shares=(kept_share,) * count,
         notes={f"energy_{m}": float(weight) for m, weight in enumerate(weights)},
     )
-    conflicts = float(counts[3 + len(operands.inputs)]) / numel
+    conflicts = float(counts[4 + len(operands.inputs)]) / numel
     return replace(statistics, conflict_share=conflicts if count > 1 else None)
 
 
@@ -69,8 +69,4 @@ def _select(operands: Operands, topk: float, rows: int) -> tuple[Bound, float]:
         compute=operands.compute,
         digit_pass=lambda counts, stats: digits.reduce(counts=counts, stats=stats),
     )
-    equal = operands.plan("sce.equal", rows=rows)
-    bound = settle_tie(
-        statistic, equal_pass=lambda counts: equal.reduce(counts=counts), numel=operands.numel
-    )
-    return bound, rank / max(operands.numel, 1)
+    return Bound(statistic.bits, statistic.ordinal), rank / max(operands.numel, 1)
