@@ -19,9 +19,17 @@ from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
 from forge.merge.check_configs import check_configs, check_same_models
-from forge.merge.check_report import CheckReport, Finding, ModelFacts, Notebook
+from forge.merge.check_report import CheckReport, Finding, ModelFacts, Notebook, some
 from forge.merge.check_resources import check_resources
-from forge.merge.check_stack import Subject, leader, subject_of, vocabulary_models, written_tensors
+from forge.merge.check_special_ids import check_special_ids
+from forge.merge.check_stack import (
+    Subject,
+    is_written,
+    leader,
+    subject_of,
+    vocabulary_models,
+    written_tensors,
+)
 from forge.merge.check_tensors import check_tensors
 from forge.merge.check_tokenizers import check_tokenizers
 from forge.merge.check_values import check_filters, check_values
@@ -66,6 +74,7 @@ def check_merge(
         if not notes.has("quantized"):
             check_tensors(recipe, slices, subjects, tensors, notes)
         check_tokenizers(recipe, vocabulary_models(recipe, slices), subjects, notes)
+        check_special_ids(recipe, vocabulary_models(recipe, slices), checkpoints, notes)
         check_filters(recipe, tensors, notes)
     if recipe.tokenizer is not None and vocabulary is None and not notes.has_errors:
         vocabulary = _vocabulary(recipe, checkpoints, notes)
@@ -76,6 +85,7 @@ def check_merge(
     plan = _plan(recipe, checkpoints, sources, notes)
     if plan is not None:
         check_values(recipe, plan, notes)
+        _note_left_out(subjects[leader(recipe)], plan, notes)
     scratch = sum(
         source.scratch_bytes for source in sources.values() if isinstance(source, RemappedSource)
     )
@@ -194,6 +204,22 @@ def _plan(
     except ForgeError as error:
         notes.error("plan", str(error))
         return None
+
+
+def _note_left_out(lead: Subject, plan: MergePlan, notes: Notebook) -> None:
+    written = {job.output for job in plan.jobs}
+    names = [
+        name
+        for name in lead.checkpoint.source.names()
+        if name not in written and not is_written(name, lead.architecture, tied=lead.tied)
+    ]
+    if names:
+        notes.notice(
+            "left-out",
+            f"{lead.reference} holds {some(names)}, which loaders compute anew or ignore (a "
+            "buffer, or the head of a model whose config.json ties it to the embedding). The "
+            "result does not hold them.",
+        )
 
 
 def _facts(checkpoint: Checkpoint) -> ModelFacts:

@@ -7,16 +7,16 @@ compared here, and every finding says whose value will be used.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
-from forge.checkpoints.companions import GENERATION_FILE
-from forge.checkpoints.folder import read_json_object
 from forge.checkpoints.sidecars import LayerOrigin, layer_entries, merged_config
 from forge.core.errors import ForgeError
 from forge.merge.check_report import Notebook
 from forge.merge.check_rope import rope_of
-from forge.merge.check_stack import Subject, contributors, leader, vocabulary_models
+from forge.merge.check_special_ids import SPECIAL_IDS
+from forge.merge.check_stack import Subject, contributors, leader
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 
@@ -35,7 +35,6 @@ _STRUCTURE: Final = (
 _ACTIVATION: Final = ("hidden_act", "hidden_activation", "activation_function")
 _EPSILON: Final = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 _WINDOW: Final = ("sliding_window", "use_sliding_window", "max_window_layers")
-_SPECIAL_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ROPE: Final = (
     "rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq",
     "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rotary_dim",
@@ -47,7 +46,7 @@ _ELSEWHERE: Final = frozenset(
         "tie_word_embeddings", "layer_types", "mlp_only_layers", "no_rope_layers",
         "num_hidden_layers", "n_layer", "n_layers", "quantization_config", "text_config",
         "unsloth_version", "unsloth_fixed",
-        *_ACTIVATION, *_EPSILON, *_WINDOW, *_SPECIAL_IDS, *_ROPE,
+        *_ACTIVATION, *_EPSILON, *_WINDOW, *SPECIAL_IDS, *_ROPE,
         *(key for keys in _STRUCTURE for key in keys),
     }
 )  # fmt: skip
@@ -113,9 +112,6 @@ def check_configs(
         _check_activation(lead, other, notes)
         _check_soft(lead, other, notes)
         _check_rest(lead, other, notes)
-    if recipe.tokenizer is None:
-        for model in vocabulary_models(recipe, slices)[1:]:
-            _check_special_ids(lead, subjects[model], notes)
     _check_layer_lists(recipe, slices, subjects, notes)
 
 
@@ -218,30 +214,6 @@ def _check_rest(lead: Subject, other: Subject, notes: Notebook) -> None:
         )
 
 
-def _check_special_ids(lead: Subject, other: Subject, notes: Notebook) -> None:
-    ours, theirs = _special_ids(lead), _special_ids(other)
-    keys = [key for key in ours if key in theirs and ours[key] != theirs[key]]
-    if keys:
-        shown = ", ".join(f"{key} {_json(ours[key])} / {_json(theirs[key])}" for key in keys)
-        notes.warning(
-            "special-ids",
-            f"{lead.reference} and {other.reference} differ in the ids of special tokens: {shown}. "
-            f"The result uses those of {lead.reference}; if generation does not end, look here.",
-        )
-
-
-def _special_ids(subject: Subject) -> dict[str, object]:
-    """Return the ids in force: those for generation, where there are any, override the model's."""
-    found: dict[str, object] = {}
-    try:
-        generation = read_json_object(subject.checkpoint.root, GENERATION_FILE) or {}
-    except ForgeError:
-        generation = {}
-    for part in (subject.checkpoint.config, subject.text_config, generation):
-        found |= {key: part[key] for key in _SPECIAL_IDS if part.get(key) is not None}
-    return {key: found[key] for key in _SPECIAL_IDS if key in found}
-
-
 def _check_layer_lists(
     recipe: MergeRecipe,
     slices: tuple[OutputSlice, ...],
@@ -305,7 +277,5 @@ def _check_pattern(lead: Subject, origins: list[LayerOrigin], notes: Notebook) -
 
 
 def _json(value: object) -> str:
-    import json
-
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -95,6 +95,21 @@ def is_buffer(name: str) -> bool:
     return f".{name}".endswith(_BUFFERS)
 
 
+def is_written(name: str, architecture: Architecture, *, tied: bool) -> bool:
+    """Return whether a tensor of a model belongs into a result.
+
+    Args:
+        name: The tensor.
+        architecture: The model's family.
+        tied: Whether the result's head shares the embedding's weights.
+
+    Returns:
+        False for buffers that every loader computes anew, and for the head of a tied model, which
+        every loader ignores.
+    """
+    return not is_buffer(name) and not (tied and name in architecture.heads)
+
+
 def subject_of(checkpoint: Checkpoint, architecture: Architecture, num_layers: int) -> Subject:
     """Sort a model's tensors by layer.
 
@@ -169,14 +184,18 @@ def written_tensors(
     """
     lead = subjects[leader(recipe)]
     late = frozenset((*lead.architecture.heads, *lead.architecture.final_norms))
-    dropped = frozenset(lead.architecture.heads) if lead.tied else frozenset()
-    written = _outside(recipe, slices[0], subjects, lambda name: name not in late | dropped)
+    written = _outside(recipe, slices[0], subjects, lambda name: name not in late)
     number = 0
     for part in slices:
         for offset in range(part.num_layers):
             written += _layer(recipe, part, subjects, offset=offset, number=number)
             number += 1
-    written += _outside(recipe, slices[-1], subjects, lambda name: name in late - dropped)
+    written += _outside(
+        recipe,
+        slices[-1],
+        subjects,
+        lambda name: name in late and is_written(name, lead.architecture, tied=lead.tied),
+    )
     return tuple(written)
 
 

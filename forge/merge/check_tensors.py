@@ -90,15 +90,6 @@ def _check_ties(
     """Compare whether heads share the embeddings' weights; return whether all models agree."""
     lead = models[0]
     others = [model for model in models[1:] if subjects[model].tied != subjects[lead].tied]
-    for model in models:
-        subject = subjects[model]
-        copies = [name for name in subject.architecture.heads if name in subject.others]
-        if subject.tied and copies and not others:
-            notes.notice(
-                "head-left-out",
-                f"{model} holds '{copies[0]}' although its config.json ties the head to the "
-                "embedding. Loaders ignore that tensor, so it is left out.",
-            )
     if not others:
         return True
     tied, untied = (lead, others[0]) if subjects[lead].tied else (others[0], lead)

@@ -103,7 +103,8 @@ class RemappedSource:
             name: The tensor.
 
         Returns:
-            Its new shape and size; its place is that of the tensor it is made from.
+            Its new shape and size. A rearranged tensor lies in a file without a name, which
+            ``file`` stands for.
 
         Raises:
             CheckpointError: There is no such tensor.
@@ -113,7 +114,14 @@ class RemappedSource:
             return tensor
         row_bytes = _row_bytes(tensor)
         shape = (self._plan.num_rows, *tensor.shape[1:])
-        return replace(tensor, shape=shape, nbytes=self._plan.num_rows * row_bytes)
+        # It lies in no file of the model, so no reader may take an offset into one from here.
+        return replace(
+            tensor,
+            shape=shape,
+            file=self._folder / "rearranged",
+            offset=0,
+            nbytes=self._plan.num_rows * row_bytes,
+        )
 
     def read(self, name: str) -> memoryview:
         """Return a tensor's bytes; those of an embedding are put in order on the first call.

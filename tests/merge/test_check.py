@@ -309,6 +309,23 @@ def test_special_ids_and_which_are_used(pair: tuple[Path, Path]) -> None:
     assert f"eos_token_id 2 / [2, 3]. The result uses those of {pair[0]}" in message
 
 
+def test_special_ids_of_another_vocabulary(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert check(task(*pair, tokenizer={"source": "union"})).warnings == ()
+    report = check(task(*pair, tokenizer={"source": str(pair[1])}))
+    message = only(report, "special-ids").message
+    assert f"has the tokens of {pair[1]}, but the configuration of {pair[0]}" in message
+    assert "eos_token_id 2 / 3" in message
+
+
+def test_what_loaders_make_anew_is_no_difference(pair: tuple[Path, Path]) -> None:
+    def add(values: Values) -> None:
+        values["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("BF16", (2,), bytes(4))
+
+    rewrite(pair[1], add)
+    assert check(task(*pair)).findings == ()
+
+
 def test_classes(pair: tuple[Path, Path]) -> None:
     configure(pair[1], architectures=["LlamaForSequenceClassification"])
     message = alone(check(task(*pair)), "architecture-class", "warning")

@@ -377,6 +377,7 @@ def test_rearranged_tensors_leave_no_file_and_are_made_once(tmp_path: Path) -> N
     assert source.read(norm) == checkpoints[ModelReference(str(base))].source.read(norm)
     assert source.info(norm) == checkpoints[ModelReference(str(base))].source.info(norm)
     assert source.names() == checkpoints[ModelReference(str(base))].source.names()
+    assert source.info(EMBEDDING).file not in source.files()
     source.prefetch(EMBEDDING)
     source.close()
     assert views[0][:4] == np.float32(0).tobytes()

@@ -1,0 +1,77 @@
+"""Compare which tokens begin, end and pad a text: where they differ, generation does not end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.companions import GENERATION_FILE
+from forge.checkpoints.folder import read_json_object
+from forge.core.errors import ForgeError
+from forge.merge.check_report import Notebook
+from forge.recipes.merge_types import MergeRecipe
+from forge.recipes.reference import ModelReference
+
+SPECIAL_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def check_special_ids(
+    recipe: MergeRecipe,
+    models: Sequence[ModelReference],
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    notes: Notebook,
+) -> None:
+    """Report ids of special tokens that differ between models.
+
+    Args:
+        recipe: The recipe.
+        models: Those whose embedding or head enters the result; the first gives the result its
+            configuration.
+        checkpoints: Every model.
+        notes: Receives the findings.
+    """
+    lead = models[0]
+    ours = _special_ids(checkpoints[lead])
+    source = None if recipe.tokenizer is None else recipe.tokenizer.source
+    if isinstance(source, ModelReference):
+        if shown := _differences(ours, _special_ids(checkpoints[source])):
+            notes.warning(
+                "special-ids",
+                f"The result has the tokens of {source}, but the configuration of {lead}, and they "
+                f"differ in the ids of special tokens: {shown}. Compare config.json and "
+                "generation_config.json of the result with its tokenizer.",
+            )
+        return
+    # In a union or in the base's vocabulary, the ids of the others mean nothing.
+    for model in models[1:] if source is None else ():
+        if shown := _differences(ours, _special_ids(checkpoints[model])):
+            notes.warning(
+                "special-ids",
+                f"{lead} and {model} differ in the ids of special tokens: {shown}. The result uses "
+                f"those of {lead}; if generation does not end, look here.",
+            )
+
+
+def _special_ids(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return the ids in force: those for generation, where there are any, override the model's."""
+    try:
+        generation = read_json_object(checkpoint.root, GENERATION_FILE) or {}
+    except ForgeError:
+        # What is wrong with the file is said when it is copied.
+        generation = {}
+    nested = checkpoint.config.get("text_config")
+    found: dict[str, object] = {}
+    for part in (nested, checkpoint.config, generation):
+        if isinstance(part, Mapping):
+            found |= {key: part[key] for key in SPECIAL_IDS if part.get(key) is not None}
+    return found
+
+
+def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:
+    return ", ".join(
+        f"{key} {json.dumps(ours[key])} / {json.dumps(theirs[key])}"
+        for key in SPECIAL_IDS
+        if key in ours and key in theirs and ours[key] != theirs[key]
+    )
