@@ -63,13 +63,21 @@ class LoraLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``base(x) + scale · B · A · x``."""
-        inner = functional.linear(inputs, self.lora_A.to(inputs.dtype))
+        inner = functional.linear(inputs, self.lora_A.to(inputs.dtype)) * self.scale
         outputs: torch.Tensor = self.base(inputs)
-        return outputs + functional.linear(inner, self.lora_B.to(inputs.dtype)) * self.scale
+        return outputs + functional.linear(inner, self.lora_B.to(inputs.dtype))
 
 
-def attach(model: nn.Module, *, rank: int, alpha: float) -> dict[str, LoraLinear]:
-    """Freeze ``model`` and put a LoRA on each of its target layers, in place.
+def attach(
+    model: nn.Module, *, rank: int, alpha: float, first_layer: int = 0
+) -> dict[str, LoraLinear]:
+    """Freeze ``model`` and put a LoRA on each target module from ``first_layer`` up, in place.
+
+    Args:
+        model: A decoder whose blocks are named ``model.layers.<index>``.
+        rank: Inner dimension of every pair.
+        alpha: Scale numerator; the product is multiplied by ``alpha / rank``.
+        first_layer: Index of the lowest block that is adapted.
 
     Returns:
         The new layers by module name, in the model's order.
@@ -78,7 +86,9 @@ def attach(model: nn.Module, *, rank: int, alpha: float) -> dict[str, LoraLinear
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] in TARGETS and isinstance(module, nn.Linear)
+        if name.rpartition(".")[2] in TARGETS
+        and isinstance(module, nn.Linear)
+        and int(name.split(".")[2]) >= first_layer
     ]
     layers = {}
     for name, module in found:
@@ -99,6 +109,7 @@ def write_adapter(
             values = getattr(layer, factor).detach().to(torch.bfloat16).contiguous()
             tensors[f"{PREFIX}{name}.{factor}.weight"] = values
     config = {
+        "layers_to_transform": sorted({int(name.split(".")[2]) for name in layers}),
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DECISIONS = ("yes", "no", "maybe")
 # A longer abstract loses its beginning: the results come last.
-MAX_ABSTRACT_TOKENS = 320
-MAX_EXPLANATION_TOKENS = 72
+MAX_ABSTRACT_TOKENS = 240
+MAX_EXPLANATION_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,13 +104,13 @@ def summary(observations: list[Observation], merges: list[Merge]) -> str:
         "likely each model is to begin its reply with Yes, No or Maybe:",
         "",
         f"{'checkpoint':<24}{'from instruct':>14}{'from PubMedQA':>14}"
-        f"{'Yes':>8}{'No':>8}{'Maybe':>8}{'merged in':>12}",
+        f"{'Yes':>8}{'No':>8}{'Maybe':>8}{'forge merge':>13}",
     ]
     for row in observations:
         shares = "".join(f"{row.decisions[label]:>8.1%}" for label in ("yes", "no", "maybe"))
         divergences = "".join(f"{value:>14.4f}" for value in row.divergences)
         name = Path(row.checkpoint).name
-        lines.append(f"{name:<24}{divergences}{shares}{seconds.get(row.checkpoint, '-'):>12}")
+        lines.append(f"{name:<24}{divergences}{shares}{seconds.get(row.checkpoint, '-'):>13}")
     lines += ["", "The question, about an invented study:", ""]
     lines += [textwrap.indent(textwrap.fill(text, WIDTH), "    ") for text in (ABSTRACT, QUESTION)]
     lines += ["", "The replies, greedy, as loaded by transformers in a fresh process:"]
