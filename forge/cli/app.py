@@ -120,9 +120,8 @@ def run(arguments: Sequence[str]) -> int:
         context = app.make_context("forge", list(arguments))
         with context:
             app.invoke(context)
-        sys.stdout.flush()
     except click.exceptions.Exit as request:
-        return _flushed(request.exit_code)
+        return request.exit_code
     except click.Abort:
         console.say("interrupted")
         return 128 + signal.SIGINT
@@ -154,21 +153,13 @@ def _complete_for_shell() -> None:
         sys.exit(shell_complete(app, {}, "forge", "_FORGE_COMPLETE", instruction))
 
 
-def _flushed(code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return _broken_pipe()
-    return code
-
-
 def _broken_pipe() -> int:
     # The reader, such as head, has gone; Python would complain once more while it exits.
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            console.abandon(stream)
     return 128 + signal.SIGPIPE
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import traceback
-from typing import Final
+from typing import Final, TextIO
+
+from forge.core.errors import OutputError
 
 _KEPT: Final = frozenset("\n\t")
 _WIDEST: Final = 160
@@ -41,8 +44,21 @@ def result(text: str = "") -> None:
 
     Args:
         text: One or more lines, without the last line feed.
+
+    Raises:
+        OutputError: stdout cannot take it, because a disk is full, for example.
+        BrokenPipeError: Nobody reads it any more.
     """
-    print(_encodable(printable(text), sys.stdout.encoding), flush=True)
+    if sys.stdout is None:
+        # Closed by the caller, who does not want the result.
+        return
+    try:
+        print(_encodable(printable(text), sys.stdout.encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon(sys.stdout)
+        raise OutputError(f"The result cannot be printed: {error.strerror}.") from error
 
 
 def result_json(value: object) -> None:
@@ -50,9 +66,24 @@ def result_json(value: object) -> None:
 
     Args:
         value: Dicts, lists, text, finite numbers, booleans and ``None``.
+
+    Raises:
+        OutputError: As ``result``.
+        BrokenPipeError: As ``result``.
     """
     # NaN and Infinity are not JSON; a number that is one is a defect, not a result.
-    print(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False), flush=True)
+    result(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False))
+
+
+def abandon(stream: TextIO) -> None:
+    """Let nothing more be written to a stream that failed, not even what Python still holds.
+
+    Args:
+        stream: stdout or stderr.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say(text: str) -> None:
@@ -61,7 +92,8 @@ def say(text: str) -> None:
     Args:
         text: One or more lines, without the last line feed.
     """
-    print(_encodable(printable(text), sys.stderr.encoding), file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(_encodable(printable(text), sys.stderr.encoding), file=sys.stderr, flush=True)
 
 
 def error(text: str) -> None:
@@ -84,14 +116,14 @@ def show_traceback(problem: BaseException) -> None:
 
 def width() -> int | None:
     """Return the columns that a result may take; ``None`` when it is not shown on a terminal."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return None
     return max(40, min(shutil.get_terminal_size().columns, _WIDEST))
 
 
 def is_interactive() -> bool:
     """Return whether stderr is a terminal, where lines can be redrawn."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def set_up_logging(*, debug: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from forge.cli.series import bar
 from forge.cli.tables import plural, table
+from forge.verify.sidecars import ABSENT
 
 if TYPE_CHECKING:
     from forge.verify.arithmetic import Sums
@@ -127,6 +128,6 @@ def _figures(sums: Sums) -> tuple[str, ...]:
 
 
 def _value(value: object) -> str:
-    text = value if value == "(absent)" else json.dumps(value, ensure_ascii=False)
+    text = value if value == ABSENT else json.dumps(value, ensure_ascii=False)
     text = str(text)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
 from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
@@ -23,12 +23,15 @@ from forge.core.dtypes import DTYPES
 from forge.core.errors import IncompatibleError
 from forge.merge.diagnose import Place, place_of
 from forge.verify.arithmetic import Sums, compare_floats, count_equal
+from forge.verify.sidecars import (
+    ConfigDifference,
+    FileDifference,
+    config_differences,
+    file_differences,
+)
 
 if TYPE_CHECKING:
     from forge.merge.run import Progress
-
-ABSENT: Final = "(absent)"
-"""Stands for the value of a configuration key that one side does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +105,6 @@ class LayerDifference:
             "num_changed": self.num_changed,
             **self.sums.as_json(),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigDifference:
-    """A key of ``config.json``, dotted, and its value in each checkpoint."""
-
-    key: str
-    a: object
-    b: object
-
-
-@dataclass(frozen=True, slots=True)
-class FileDifference:
-    """A tokenizer or generation file that differs, or that only one checkpoint has."""
-
-    name: str
-    state: Literal["differs", "only in A", "only in B"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +204,8 @@ def compare(
         only_b=tuple(name for name in names_b if name not in shared),
         tensors=tensors,
         layers=_layers(tensors),
-        config=_config_differences(a.config, b.config),
-        files=_file_differences(_files(a), _files(b)),
+        config=config_differences(a.config, b.config),
+        files=file_differences(_files(a), _files(b)),
     )
 
 
@@ -290,40 +276,6 @@ def _layers(tensors: Sequence[TensorDifference]) -> tuple[LayerDifference, ...]:
     )
 
 
-def _config_differences(
-    a: Mapping[str, object], b: Mapping[str, object]
-) -> tuple[ConfigDifference, ...]:
-    flat_a, flat_b = _flatten(a), _flatten(b)
-    return tuple(
-        ConfigDifference(key, flat_a.get(key, ABSENT), flat_b.get(key, ABSENT))
-        for key in sorted(flat_a.keys() | flat_b.keys())
-        # JSON's 1, 1.0 and true are equal in Python; here they are not the same.
-        if repr(flat_a.get(key, ABSENT)) != repr(flat_b.get(key, ABSENT))
-    )
-
-
-def _flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     files = read_tokenizer_files(checkpoint.root)
     return {**files, **read_companions(checkpoint.root, (GENERATION_FILE,))}
-
-
-def _file_differences(a: Mapping[str, bytes], b: Mapping[str, bytes]) -> tuple[FileDifference, ...]:
-    found: list[FileDifference] = []
-    for name in sorted(a.keys() | b.keys()):
-        if name not in b:
-            found.append(FileDifference(name, "only in A"))
-        elif name not in a:
-            found.append(FileDifference(name, "only in B"))
-        elif a[name] != b[name]:
-            found.append(FileDifference(name, "differs"))
-    return tuple(found)

@@ -7,7 +7,6 @@ which the Hub and git add and no loader reads, are not looked at.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Final, Literal
 from forge.architectures.names import architecture_of, layers_present
 from forge.checkpoints.checkpoint import read_config
 from forge.checkpoints.folder import contained_file
-from forge.checkpoints.hashing import Algorithm
 from forge.checkpoints.header import TensorInfo, read_header
 from forge.checkpoints.replace import MANIFEST_FILE
 from forge.checkpoints.source import open_safetensors
 from forge.core.errors import CheckpointError, ForgeError
+from forge.verify.digests import digest_file
 from forge.verify.manifest import (
     FileClaim,
     Manifest,
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["missing", "extra", "size", "hash", "tensor", "structure", "manifest"]
 
-_BLOCK_BYTES: Final = 1 << 20
 _ALGORITHM_NAMES: Final = {"sha256": "SHA-256", "blake3": "BLAKE3"}
 
 
@@ -207,7 +205,7 @@ def _check_file(
         if path is None:
             return 0, [Difference("missing", name, f"'{name}' is missing.")]
         size = path.stat().st_size
-        digest, digests = _digests(path, tensors, claim.algorithm, progress, stop)
+        digest, digests = digest_file(path, tensors, claim.algorithm, progress, stop)
     except CheckpointError as error:
         return 0, [Difference("structure", name, str(error))]
     except OSError as error:
@@ -239,47 +237,6 @@ def _tensor_fault(tensor: TensorInfo, digest: str, claim: TensorClaim | None) ->
     if digest != claim.blake3:
         return f"{where} holds other values than when it was written."
     return None
-
-
-def _digests(
-    path: Path,
-    tensors: Sequence[TensorInfo],
-    algorithm: Algorithm,
-    progress: Progress | None,
-    stop: threading.Event,
-) -> tuple[str, dict[str, str]]:
-    """Hash a file and, from the same blocks, the tensors in it."""
-    import blake3
-
-    whole = hashlib.sha256() if algorithm == "sha256" else blake3.blake3()
-    digests: dict[str, str] = {}
-    queue = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes))
-    current, number = blake3.blake3(), 0
-    buffer = memoryview(bytearray(_BLOCK_BYTES))
-    position = 0
-    with path.open("rb", buffering=0) as file:
-        while not stop.is_set():
-            count = file.readinto(buffer)
-            if not count:
-                break
-            whole.update(buffer[:count])
-            begin, end = position, position + count
-            while number < len(queue) and queue[number].offset < end:
-                tensor = queue[number]
-                last = tensor.offset + tensor.nbytes
-                current.update(buffer[max(tensor.offset, begin) - begin : min(last, end) - begin])
-                if last > end:
-                    break
-                digests[tensor.name] = current.hexdigest()
-                current, number = blake3.blake3(), number + 1
-            position = end
-            if progress is not None:
-                progress.advance(count)
-    # Empty tensors at the file's end, and tensors of a file that shrank meanwhile.
-    for tensor in queue[number:]:
-        digests[tensor.name] = current.hexdigest()
-        current = blake3.blake3()
-    return whole.hexdigest(), digests
 
 
 def _whole(

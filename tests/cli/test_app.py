@@ -158,6 +158,30 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert message == b""
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        (">/dev/full", 2, "error: The result cannot be printed: No space left on device.\n"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_stdout_that_takes_nothing(
+    redirection: str, code: int, message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        f"exec {sys.executable} -m forge methods {redirection}",
+        shell=True,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, message)
+
+
 def test_a_stream_without_unicode_gets_question_marks(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "forge", "methods", "ties"],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from forge import api
-from forge.verify.difference import ABSENT
+from forge.verify.sidecars import ABSENT
 from tests.factory import read_values, tiny_checkpoint, write_safetensors
 from tests.verify.published import tensors_of
 

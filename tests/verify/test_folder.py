@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forge.core.errors import CheckpointError
-from forge.verify import folder as module
+from forge.verify import digests as module
 from forge.verify.folder import verify_folder
 from tests.factory import write_safetensors
 from tests.verify.published import describe, edit_manifest, publish, tensors_of, write_manifest
