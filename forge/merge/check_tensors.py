@@ -142,7 +142,8 @@ def _check_missing(
 
 def _hint(names: Sequence[str], subject: Subject) -> str:
     own = [*subject.others, *(name for layer in subject.layers.values() for name in layer)]
-    for name in names:
+    # One example tells; all of thousands of names against all others would take minutes.
+    for name in names[:3]:
         for other in own:
             long, short = (name, other) if len(name) > len(other) else (other, name)
             if long != short and long.endswith(f".{short}"):

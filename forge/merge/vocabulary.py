@@ -132,7 +132,8 @@ def _speaking_models(recipe: MergeRecipe) -> tuple[ModelReference, ...]:
 def _unite(
     draft: _Draft, speakers: Mapping[ModelReference, Speaker], chosen: ModelReference
 ) -> None:
-    for speaker in speakers.values():
+    # Sorted, so that the order of the recipe's list cannot reach the ids.
+    for speaker in sorted(speakers.values(), key=lambda speaker: speaker.model):
         if speaker.model == chosen:
             continue
         added = speaker.tokenizer.added()

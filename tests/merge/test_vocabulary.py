@@ -217,9 +217,19 @@ def test_the_mean_does_not_depend_on_the_order_of_the_models(tmp_path: Path) -> 
         rows_of(recipe_of([*order, last], tokenizer={"source": "union"}), tmp_path, last)
         for order in (roots, roots[::-1])
     ]
-    ids = planned(recipe_of([*roots, last], tokenizer={"source": "union"}))
-    assert ids.num_rows == 32
     np.testing.assert_array_equal(rows[0][16], rows[1][16])
+
+
+def test_the_order_of_the_models_does_not_change_the_ids(tmp_path: Path) -> None:
+    base = make(tmp_path, 0)
+    one, two = (make(tmp_path, n, extra_tokens=[f"w{n}", "gout"]) for n in (1, 2))
+    plans = [
+        planned(recipe_of(order, base=base, tokenizer={"source": "union"}))
+        for order in ([one, two], [two, one])
+    ]
+    assert plans[0].tokenizer_files == plans[1].tokenizer_files
+    assert plans[0].rows == plans[1].rows
+    assert plans[0].fills == plans[1].fills
 
 
 def test_rows_of_another_type_are_converted(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Rearranged embeddings, combined linearly, are those of mergekit token by token.
 
-Ids may differ (forge keeps those of the base first and appends the others in the order of the
-recipe), and so may the number of rows (mergekit cuts padding).
+Ids may differ (forge keeps those of the base first and appends those of the others, sorted by the
+models' names), and so may the number of rows (mergekit cuts padding).
 """
 
 from __future__ import annotations
