@@ -35,17 +35,15 @@ from forge.core.errors import (
     MissingExtraError,
     OutputError,
 )
+from forge.merge.mergekit_recipe import differing_semantics, mergekit_recipe
 from forge.merge.outputs import manifest_bytes
-from forge.recipes.document import dump_yaml, read_document
+from forge.recipes.document import dump_yaml
 from forge.recipes.merge_types import MergeRecipe
 
 if TYPE_CHECKING:
     from forge.merge.run import MergeResult, Progress
 
-_OWN_KEYS: Final = ("name", "seed", "allow_nonfinite", "max_shard_size")
 _LOG_LINES: Final = 12
-_LARGEST_SEED: Final = 2**32 - 1
-_RESCALE: Final[Mapping[object, object]] = {"l1": True, "none": False}
 _VERSIONS: Final = ("mergekit", "torch", "transformers", "safetensors", "numpy")
 
 
@@ -98,7 +96,7 @@ def run_with_mergekit(
         _run(recipe, content, partial, folder, threads)
         progress.stage("hashing")
         inputs, notices = _inputs(recipe)
-        notices = [*recipe.notices, *_semantics(recipe), *notices]
+        notices = [*recipe.notices, *differing_semantics(recipe), *notices]
         for notice in notices:
             progress.notice(notice)
         _write_card(recipe, content, folder)
@@ -118,68 +116,6 @@ def run_with_mergekit(
     tensors = manifest["tensors"]
     count = len(tensors) if isinstance(tensors, Mapping) else 0
     return MergeResult(out, manifest, time.monotonic() - started, count, 0)
-
-
-def mergekit_recipe(recipe: MergeRecipe) -> dict[str, object]:
-    """Return what mergekit is given: the recipe as written, without forge's own keys.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        Plain YAML values.
-
-    Raises:
-        IncompatibleError: The recipe asks for something that mergekit does not have.
-    """
-    if recipe.seed > _LARGEST_SEED:
-        raise IncompatibleError(f"mergekit takes no seed above {_LARGEST_SEED}; choose another.")
-    if recipe.allow_nonfinite:
-        raise IncompatibleError(
-            "'allow_nonfinite' has no meaning for mergekit, which never looks. Remove the key."
-        )
-    written: object = recipe.resolved()
-    if recipe.file is not None:
-        written = read_document(Path(recipe.file)).value
-    assert isinstance(written, dict)
-    return {
-        key: _translated(value) for key, value in written.items() if key not in _OWN_KEYS
-    }  # fmt: skip
-
-
-def _translated(value: object) -> object:
-    """Write forge's words for 'rescale' as mergekit's booleans, wherever they stand."""
-    if isinstance(value, list):
-        return [_translated(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _rescale(item) if key == "rescale" else _translated(item)
-        for key, item in value.items()
-    }
-
-
-def _rescale(value: object) -> object:
-    if isinstance(value, list):
-        return [
-            {**item, "value": _rescale(item.get("value"))}
-            if isinstance(item, dict)
-            else _rescale(item)
-            for item in value
-        ]
-    if value == "density":
-        raise IncompatibleError(
-            "'rescale: density' cannot be done by mergekit, which rescales to the former L1 norm. "
-            "Write 'rescale: l1', or use forge's own engine."
-        )
-    return _RESCALE.get(value, value) if isinstance(value, str) else value
-
-
-def _semantics(recipe: MergeRecipe) -> list[str]:
-    row = recipe.method.parameter("rescale")
-    if row is None or row.kind != "choice":
-        return []
-    return ["mergekit rescales to the former L1 norm, which forge calls 'rescale: l1'."]
 
 
 def _run(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import yaml
 
 from forge import api
 from forge.core.errors import IncompatibleError, MissingExtraError, OutputError
-from forge.merge.engine_mergekit import mergekit_recipe
+from forge.merge.mergekit_recipe import mergekit_recipe
 from tests.factory import read_values, tiny_checkpoint
 
 RECIPE: dict[str, Any] = {
@@ -116,3 +120,34 @@ def test_what_mergekit_cannot_do_is_refused(
     recipe = api.load_recipe(write(folder, merge_method="dare_ties", models=models, **changes))
     with pytest.raises(IncompatibleError, match=words):
         mergekit_recipe(recipe)
+
+
+def test_a_stopped_merge_leaves_nothing_behind(folder: Path) -> None:
+    pytest.importorskip("mergekit")
+    write(folder)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "forge",
+            "merge",
+            "mix.yaml",
+            "--out",
+            "out",
+            "--engine",
+            "mergekit",
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not Path("out.forge-partial/mergekit.log").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert message.splitlines()[-1] == "interrupted"
+    assert not Path("out.forge-partial").exists()
+    assert not Path("out").exists()
