@@ -91,6 +91,7 @@ def write_sparse(root: Path, shapes: Mapping[str, tuple[int, ...]], *, shard_byt
             position = end
             weight_map[name] = file
         text = json.dumps(table).encode()
+        text += b" " * (-len(text) % 8)
         with (root / file).open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             stream.truncate(8 + len(text) + position)
