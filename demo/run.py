@@ -43,6 +43,12 @@ Now with your own models:
 The published 7B recipes are in merge_configs/, such as biomistral_dare.yaml.
 """
 
+TIES_NOTE = (
+    "TIES lands on the PubMedQA model, and is right to: rounding to bfloat16 leaves 45 % of the",
+    "adapted weights changed, so a density of 0.5 keeps nearly all, and 'normalize' divides the",
+    "weight of the only task vector out again. DARE and SLERP land between the parents.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Merge:
@@ -111,7 +117,7 @@ def summary(observations: list[Observation], merges: list[Merge]) -> str:
         divergences = "".join(f"{value:>14.4f}" for value in row.divergences)
         name = Path(row.checkpoint).name
         lines.append(f"{name:<24}{divergences}{shares}{seconds.get(row.checkpoint, '-'):>13}")
-    lines += ["", "The question, about an invented study:", ""]
+    lines += ["", *TIES_NOTE, "", "The question, about an invented study:", ""]
     lines += [textwrap.indent(textwrap.fill(text, WIDTH), "    ") for text in (ABSTRACT, QUESTION)]
     lines += ["", "The replies, greedy, as loaded by transformers in a fresh process:"]
     for row in observations:
