@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from forge.checkpoints.chat_templates import choose_template, template_of
+from forge.checkpoints.companions import read_tokenizer_files
 from forge.core.errors import ForgeError
 from forge.merge.check_report import Notebook, listed
 from forge.merge.check_stack import Subject
@@ -33,16 +34,20 @@ def check_tokenizers(
         subjects: Every model.
         notes: Receives the findings.
     """
-    wanted = dict.fromkeys([*models, *recipe.references()])
+    roots = {
+        model: subjects[model].checkpoint.root
+        for model in dict.fromkeys([*models, *recipe.references()])
+    }
+    lead = models[0]
     try:
-        found = read_tokenizers({model: subjects[model].checkpoint.root for model in wanted})
+        files = {model: read_tokenizer_files(root) for model, root in roots.items()}
+        _check_templates(recipe, lead, files, notes)
+        if recipe.tokenizer is None:
+            # Otherwise whoever plans the vocabulary reads the ids, and parsing them is most of
+            # the time of a check.
+            _check_ids(lead, models[1:], read_tokenizers(roots), notes)
     except ForgeError as error:
         notes.error("tokenizer-file", str(error))
-        return
-    lead = models[0]
-    if recipe.tokenizer is None:
-        _check_ids(lead, models[1:], found, notes)
-    _check_templates(recipe, lead, found, notes)
 
 
 def _check_ids(
@@ -121,15 +126,10 @@ def _report_ids(
 def _check_templates(
     recipe: MergeRecipe,
     lead: ModelReference,
-    found: Mapping[ModelReference, Tokenizer | None],
+    files: Mapping[ModelReference, Mapping[str, bytes]],
     notes: Notebook,
 ) -> None:
-    templates: dict[ModelReference, str | None] = {}
-    for model, tokenizer in found.items():
-        try:
-            templates[model] = None if tokenizer is None else template_of(tokenizer.files)
-        except ForgeError as error:
-            notes.error("tokenizer-file", f"{model}: {error}")
+    templates = {model: template_of(content) for model, content in files.items()}
     if recipe.chat_template is not None:
         try:
             choose_template(recipe.chat_template, [*templates.values()])
@@ -142,9 +142,9 @@ def _check_templates(
     own = templates.get(chosen)
     others = [model for model, template in templates.items() if model != chosen and template != own]
     if chosen in templates and others:
+        outcome = f"gets that of {chosen}" if own is not None else "gets none, like it"
         notes.warning(
             "chat-template",
             f"The chat template of {listed(others)} differs from that of {chosen}. The result "
-            + (f"gets that of {chosen}." if own is not None else "gets none, like it.")
-            + " Write 'chat_template: auto', a name or Jinja to choose another.",
+            f"{outcome}. Write 'chat_template: auto', a name or Jinja to choose another.",
         )

@@ -278,6 +278,15 @@ def test_padding_is_never_cut(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept[:, 0], [*range(1000, 1024), *range(24, 40)])
 
 
+def test_padding_is_padding_in_every_model_or_in_none(tmp_path: Path) -> None:
+    base, other = make(tmp_path, 0, extra_tokens=["sepsis"]), make(tmp_path, 1)
+    recipe = recipe_of([other], base=base, tokenizer={"source": str(other)})
+    for number, root in enumerate((base, other)):
+        rows = rows_of(recipe, tmp_path, root)[:, 0]
+        assert rows[16] == 0  # a token to the base, so padding to neither
+        np.testing.assert_array_equal(rows[17:], 1000 * number + np.arange(17, 32))
+
+
 @pytest.mark.parametrize(("multiple", "rows"), [(1, 32), (8, 32), (24, 48), (64, 64)])
 def test_rows_are_padded_to_a_multiple(tmp_path: Path, multiple: int, rows: int) -> None:
     roots = [make(tmp_path, number) for number in (1, 2)]
