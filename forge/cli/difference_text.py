@@ -81,7 +81,8 @@ def _layers(difference: CheckpointDifference, width: int | None) -> str:
         )
         for row in difference.layers
     ]
-    return table(("PLACE", "CHANGED", *_HEADS, ""), cells, right=("CHANGED", *_HEADS), width=width)
+    heads, right = ("PLACE", "CHANGED", *_HEADS, ""), ("CHANGED", *_HEADS)
+    return table(heads, cells, right=right, width=width, can_drop_last=True)
 
 
 def _top(difference: CheckpointDifference, top: int, width: int | None) -> str:

@@ -46,7 +46,7 @@ def command(folder: Path, layers: bool, svg_file: Path | None, as_json: bool) ->
 
 
 def _draw(inspection: Inspection, file: Path) -> None:
-    from forge.cli.inspection_text import legend, panels
+    from forge.cli.statistics_text import legend, panels
     from forge.cli.svg_chart import svg
 
     drawn = panels(inspection)

@@ -41,7 +41,8 @@ def _listing(rows: list[MethodRow]) -> str:
         (row.name, _models(row), ", ".join(item.name for item in row.parameters), row.title)
         for row in rows
     ]
-    text = table(("METHOD", "MODELS", "PARAMETERS", "TITLE"), cells, width=console.width())
+    heads = ("METHOD", "MODELS", "PARAMETERS", "TITLE")
+    text = table(heads, cells, width=console.width(), can_drop_last=True)
     return f"{text}\n\n'forge methods NAME' shows formula, source, defaults and ranges."
 
 

@@ -17,6 +17,7 @@ def table(
     *,
     right: Sequence[str] = (),
     width: int | None = None,
+    can_drop_last: bool = False,
 ) -> str:
     """Lay out a table.
 
@@ -25,6 +26,7 @@ def table(
         rows: Cells; each row is as long as ``heads``.
         right: Titles of columns of numbers, aligned to the right.
         width: Columns of the terminal; the last column is wrapped to fit. ``None`` wraps nothing.
+        can_drop_last: Whether to leave the last column out instead, where it does not fit.
 
     Returns:
         The lines, without blanks at their ends.
@@ -34,6 +36,8 @@ def table(
         for column in zip(heads, *rows, strict=True)
     ]  # fmt: skip
     used = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
+    if width is not None and used + widths[-1] > width and can_drop_last:
+        return table(heads[:-1], [row[:-1] for row in rows], right=right, width=width)
     if width is not None and used + widths[-1] > width and heads[-1] not in right:
         widths[-1] = max(_NARROWEST, width - used)
     lines: list[str] = []

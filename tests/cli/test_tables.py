@@ -24,6 +24,14 @@ def test_the_last_column_is_wrapped_to_the_terminal() -> None:
     assert text.splitlines()[2:] == ["x  one two three four", "   five six seven"]
 
 
+def test_a_column_that_may_go_goes_where_it_does_not_fit() -> None:
+    rows = [("x", "one", "a long explanation of it")]
+    wide = table(("A", "B", "C"), rows, width=60, can_drop_last=True)
+    assert wide.splitlines()[2] == "x  one  a long explanation of it"
+    narrow = table(("A", "B", "C"), rows, width=20, can_drop_last=True)
+    assert narrow.splitlines() == ["A  B", "─  ───", "x  one"]
+
+
 @given(
     rows=st.lists(st.tuples(st.text("abc ", max_size=9), st.text("def ", max_size=60))),
     width=st.integers(40, 80),
