@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forge.merge.run import MergeResult, Progress
     from forge.recipes.merge_recipe import MergeRecipe
     from forge.recipes.parameters import MethodRow
+    from forge.recipes.reference import ModelReference
     from forge.verify.difference import CheckpointDifference
     from forge.verify.folder import VerifyReport
     from forge.verify.inspection import Inspection
@@ -231,12 +232,12 @@ def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDiffe
         CheckpointError: A model cannot be found or read.
     """
     from forge.checkpoints.checkpoint import open_checkpoint
-    from forge.recipes.reference import ModelReference
     from forge.verify.difference import compare
 
-    first = open_checkpoint(ModelReference.parse(a))
+    references = _reference(a), _reference(b)
+    first = open_checkpoint(references[0])
     try:
-        second = open_checkpoint(ModelReference.parse(b))
+        second = open_checkpoint(references[1])
         try:
             return compare(first, second, progress=progress)
         finally:
@@ -247,6 +248,17 @@ def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDiffe
 
 def _recipe(config: str | Path | MergeRecipe) -> MergeRecipe:
     return load_recipe(config) if isinstance(config, (str, Path)) else config
+
+
+def _reference(text: str) -> ModelReference:
+    from forge.core.errors import CheckpointError, RecipeError
+    from forge.recipes.reference import ModelReference
+
+    try:
+        return ModelReference.parse(text)
+    except RecipeError as error:
+        # There is no recipe here that the message could point to.
+        raise CheckpointError(error.problems[0].message) from error
 
 
 def _checked_seed(seed: int) -> int:

@@ -98,6 +98,8 @@ def app(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _catch_signals()
+    _complete_for_shell()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -110,9 +112,6 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    for number in _SIGNALS:
-        signal.signal(number, _terminate)
-    _complete_for_shell()
     context: click.Context | None = None
     try:
         console.set_up_logging(debug=False)
@@ -136,6 +135,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as problem:
         return _show_defect(problem, context)
     return 0
+
+
+def _catch_signals() -> None:
+    for number in _SIGNALS:
+        # nohup has its children ignore SIGHUP; it must stay ignored.
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _terminate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -14,17 +14,9 @@ import pytest
 from forge import api
 from forge.cli.app import Terminated, run
 from forge.core.errors import IncompatibleError, VerificationError
-from tests.cli.process import environment, forge
+from tests.cli.process import environment, forge, python
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def _keep_signal_handlers() -> object:
-    known = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in known.items():
-        signal.signal(number, handler)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> None:
@@ -139,6 +131,23 @@ def test_an_interruption_has_the_signals_exit_code(
     failing(monkeypatch, problem)
     assert run(["methods"]) == code
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_under_nohup_a_closed_terminal_is_ignored(ignored: bool, tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+if {ignored}:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from forge.cli import app
+def survive(arguments):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return 7
+app.run = survive
+app.main()
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == (7 if ignored else 1)
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from forge import api
+from forge.core.errors import CheckpointError
 from forge.verify.sidecars import ABSENT
 from tests.factory import read_values, tiny_checkpoint, write_safetensors
 from tests.verify.published import tensors_of
@@ -94,3 +95,9 @@ def test_whole_numbers_are_compared_without_arithmetic(tmp_path: Path) -> None:
         "num_elements": 4, "equal_share": 0.75,
     }  # fmt: skip
     assert difference.layers[-1].sums.num_elements == 0
+
+
+@pytest.mark.parametrize("wrong", ["", "a+b+c", "a@"])
+def test_a_malformed_name_is_refused_without_a_recipe_to_point_to(wrong: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^The model reference '"):
+        api.diff("a", wrong)
