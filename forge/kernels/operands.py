@@ -9,6 +9,7 @@ May import numpy and the kernels' loader.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -86,7 +87,7 @@ class Operands:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def width(self) -> int:
@@ -117,12 +118,14 @@ class Operands:
             has_base=has_base,
         )
 
-    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """Return the inputs as flat arrays of their storage type (bfloat16 as uint16)."""
-        return tuple(
-            np.frombuffer(data, _NUMPY[dtype])
-            for data, dtype in zip(self.inputs, self.dtypes, strict=True)
-        )
+    def values(self, index: int, start: int = 0, count: int = -1) -> npt.NDArray[Any]:
+        """Return elements of one input in the type of the work rows, as numpy arrays."""
+        dtype = self.dtypes[index]
+        stored = np.frombuffer(self.inputs[index], _NUMPY[dtype])
+        piece = stored[start : None if count < 0 else start + count]
+        if dtype == "BF16":
+            piece = (piece.astype(np.uint32) << 16).view(np.float32)
+        return piece.astype(np.dtype(self.compute))
 
     def plan(self, kernel: str, *, rows: int, width: int | None = None) -> KernelPass:
         """Prepare passes of one kernel over this tensor.
@@ -134,15 +137,22 @@ class Operands:
         """
         compute = self.compute
         views = [np.frombuffer(data, np.uint8) for data in self.inputs]
+        inputs = np.array([address_of(view) for view in views], np.int64)
+        readers = np.array([reader(dtype, compute) for dtype in self.dtypes], np.int64)
+        work = self.workspace.rows(rows, compute)
         return KernelPass(
             operands=self,
             function=native.merge_kernel(kernel, compute),
-            inputs=np.array([address_of(view) for view in views], np.int64),
-            readers=np.array([reader(dtype, compute) for dtype in self.dtypes], np.int64),
-            work=self.workspace.rows(rows, compute),
+            head=(
+                address_of(inputs),
+                len(inputs),
+                address_of(readers),
+                int(self.has_base),
+                self.width if width is None else width,
+            ),
+            tail=(address_of(work), len(work)),
             writer=writer(self.out_dtype),
-            width=self.width if width is None else width,
-            keep=views,
+            keep=(inputs, readers, work, *views),
         )
 
 
@@ -162,12 +172,10 @@ class KernelPass:
 
     operands: Operands
     function: Callable[..., None]
-    inputs: Int64s
-    readers: Int64s
-    work: npt.NDArray[Any]
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
     writer: int
-    width: int
-    keep: list[npt.NDArray[np.uint8]]
+    keep: tuple[npt.NDArray[Any], ...]
 
     def reduce(
         self,
@@ -217,11 +225,7 @@ class KernelPass:
         stats = _EMPTY if stats is None else stats
         counts = _NONE if counts is None else counts
         self.function(
-            address_of(self.inputs),
-            len(self.inputs),
-            address_of(self.readers),
-            int(self.operands.has_base),
-            self.width,
+            *self.head,
             start,
             count,
             address_of(params),
@@ -232,8 +236,7 @@ class KernelPass:
             len(stats),
             address_of(counts),
             len(counts),
-            address_of(self.work),
-            len(self.work),
+            *self.tail,
         )
 
 

@@ -60,6 +60,9 @@ class Statistic:
     ordinal: int
 
 
+_SMALL: Final = 1 << 14
+"""Elements up to which sorting is quicker than counting into histograms."""
+
 DigitPass = Callable[[Int64s, Float64s], None]
 
 
@@ -118,7 +121,10 @@ def task_vector_bounds(operands: Operands, targets: Sequence[Target]) -> list[Bo
         elif target.rank >= numel:
             bounds[target] = ALL
     search = list(dict.fromkeys(target for target in targets if target not in bounds))
-    if search:
+    if search and numel <= _SMALL:
+        for target in search:
+            bounds[target] = _partition(operands, target)
+    elif search:
         digits = operands.plan("selection.task_vector_digits", rows=2)
         statistics = order_statistics(
             search,
@@ -128,3 +134,12 @@ def task_vector_bounds(operands: Operands, targets: Sequence[Target]) -> list[Bo
         for target, statistic in zip(search, statistics, strict=True):
             bounds[target] = Bound(statistic.bits, statistic.ordinal)
     return [bounds[target] for target in targets]
+
+
+def _partition(operands: Operands, target: Target) -> Bound:
+    """Bound the greatest elements of a tensor that is smaller than the histograms."""
+    delta = operands.values(1 + target.model) - operands.values(0)
+    bits = np.abs(delta).view(np.uint32 if delta.dtype == np.float32 else np.uint64)
+    place = bits.size - target.rank
+    at_border = int(np.partition(bits, place)[place])
+    return Bound(at_border, target.rank - int(np.count_nonzero(bits > at_border)))

@@ -11,7 +11,7 @@ its w_m δ′_m has that sign, and a zero never does (TIES-Merging, arXiv 2306.0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,14 @@ import numpy.typing as npt
 
 from forge.kernels.cpu.layout import (
     DENSE,
+    KINDS,
     MOST_UNROLLED,
     PARAMS_HEAD,
     PARAMS_PER_MODEL,
     SETTINGS,
     WORK_HEAD,
 )
-from forge.kernels.operands import CHUNK, Float64s, Int64s, Operands
+from forge.kernels.operands import CHUNK, Float64s, Int64s, KernelPass, Operands
 from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
 
 FillFactors = Callable[[int, int, npt.NDArray[Any]], None]
@@ -72,7 +73,7 @@ def merge_task_vectors(
         total = sum(weights)
         factor /= total if abs(total) >= 1e-8 else 1.0
     params = np.zeros(PARAMS_HEAD + PARAMS_PER_MODEL * num_models)
-    params[:PARAMS_HEAD] = (factor, elect, normalize)
+    params[0] = factor
     params[PARAMS_HEAD::PARAMS_PER_MODEL] = weights
     params[PARAMS_HEAD + 1 :: PARAMS_PER_MODEL] = [sparsity.scale for sparsity in sparsities]
     counts = np.zeros(3 + (2 + SETTINGS) * num_models, np.int64)
@@ -83,13 +84,14 @@ def merge_task_vectors(
     run = _Passes(operands, sparsities)
     if call.values.get("rescale") == "l1":
         sums = np.zeros(2 * num_models)
-        run.over(params, sums, counts.copy(), write=False)
+        run.measure(sums, counts.copy())
         before, after = sums[:num_models], sums[num_models:]
         scales = np.divide(before, after, out=np.ones(num_models), where=after > 0)
         dense = settings[:, 0] == DENSE
         params[PARAMS_HEAD + 1 :: PARAMS_PER_MODEL] = np.where(dense, 1.0, scales)
     triangle = np.zeros(num_models * (num_models + 1) // 2)
-    run.over(params, triangle, counts, write=True)
+    vote = "sum" if not elect else "mean" if normalize else "elect"
+    run.write(vote, params, triangle, counts)
 
     numel = max(operands.numel, 1)
     norms, cosines = norms_and_cosines(triangle, num_models)
@@ -109,31 +111,52 @@ def merge_task_vectors(
 
 
 class _Passes:
-    """Runs the kernel over a tensor, in chunks of whole rows when factors must be computed."""
+    """Runs kernels over a tensor, in chunks of whole rows when factors must be computed."""
 
     def __init__(self, operands: Operands, sparsities: Sequence[Sparsity]) -> None:
         self._operands = operands
+        codes = {sparsity.words[0] for sparsity in sparsities} - {DENSE}
+        self._kind = KINDS[max(codes, default=DENSE)]
         self._fills = [sparsity.fill for sparsity in sparsities if sparsity.fill is not None]
-        rows = WORK_HEAD + operands.num_models
         width = max(operands.width, 1) if self._fills else 1
         self._chunk = max(1, CHUNK // width) * width
         size = min(self._chunk, operands.numel)
         self._factors = [np.empty(size, np.dtype(operands.compute)) for _ in self._fills]
         dtype = "F64" if operands.compute == "float64" else "F32"
-        models = operands.num_models
-        kernel = f"task_vectors.merge_{models if models <= MOST_UNROLLED else 'any'}"
-        extended = replace(
+        self._num_models = operands.num_models
+        self._extended = replace(
             operands,
             inputs=(*operands.inputs, *self._factors),
             dtypes=(*operands.dtypes, *[dtype] * len(self._fills)),
         )
-        self._pass = extended.plan(kernel, rows=rows)
 
-    def over(self, params: Float64s, stats: Float64s, counts: Int64s, *, write: bool) -> None:
-        run = self._pass.write if write else self._pass.reduce
+    def measure(self, sums: Float64s, counts: Int64s) -> None:
+        """Sum Σ|δ| and Σ|δ′| of each model."""
+        run = self._plan(f"magnitudes_{self._kind}")
+        for start, count in self._pieces():
+            run.reduce(stats=sums, counts=counts, start=start, count=count, chunk=count)
+
+    def write(self, vote: str, params: Float64s, triangle: Float64s, counts: Int64s) -> None:
+        """Write the result."""
+        models = self._num_models if self._num_models <= MOST_UNROLLED else "any"
+        run = self._plan(f"merge_{models}_{vote}_{self._kind}")
+        for start, count in self._pieces():
+            run.write(
+                params=params,
+                stats=triangle,
+                counts=counts,
+                start=start,
+                count=count,
+                chunk=count,
+            )
+
+    def _plan(self, kernel: str) -> KernelPass:
+        return self._extended.plan(f"task_vectors.{kernel}", rows=WORK_HEAD + self._num_models)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield pieces that are never cut again, because factors begin at their start."""
         for start in range(0, self._operands.numel, self._chunk):
             count = min(self._chunk, self._operands.numel - start)
             for fill, factors in zip(self._fills, self._factors, strict=True):
                 fill(start, count, factors[:count])
-            # The factors begin at `start`, so this piece is never cut again.
-            run(params=params, stats=stats, counts=counts, start=start, count=count, chunk=count)
+            yield start, count

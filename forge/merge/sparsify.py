@@ -78,11 +78,10 @@ def drop_at_random(
         threshold = math.ceil(density * 2**32)
         if density >= 1:
             sparsities.append(_EVERYTHING)
-        elif threshold == 0:
-            sparsities.append(_NONE)
         else:
             words = (DROP, stream.key, stream.stream, threshold)
-            sparsities.append(Sparsity(words, 1 / density if by_density else 1.0))
+            scale = 1 / density if by_density and threshold else 1.0
+            sparsities.append(Sparsity(words, scale))
     return sparsities
 
 
@@ -112,11 +111,16 @@ def drop_by_rank(
         if density >= 1:
             sparsities.append(_EVERYTHING)
         elif density <= 0:
-            sparsities.append(_NONE)
+            sparsities.append(Sparsity((SCALED,), fill=_drop_all))
         else:
             ranked = _Ranked(operands, m, density, epsilon, stream, by_density=by_density)
             sparsities.append(Sparsity((SCALED,), fill=ranked.fill))
     return sparsities
+
+
+def _drop_all(start: int, count: int, factors: npt.NDArray[Any]) -> None:
+    del start, count
+    factors[:] = 0
 
 
 class _Ranked:
@@ -163,15 +167,9 @@ class _Ranked:
 
     def _double_keys(self, start: int, count: int) -> npt.NDArray[np.uint64]:
         """Rank float64 task vectors, whose magnitudes do not fit beside a column in 64 bits."""
-        base, model = (_as_float64(array[start : start + count]) for array in self._pair.arrays())
+        base, model = (self._pair.values(index, start, count) for index in (0, 1))
         magnitudes = np.abs(model - base).reshape(-1, self._width)[:, ::-1]
         # Reversed, a stable sort puts the highest column first among equals.
         order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint64)
         columns = np.uint64(self._width - 1) - order
         return (np.uint64(0xFFFFFFFF) - columns).reshape(-1)
-
-
-def _as_float64(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    if array.dtype == np.uint16:  # bfloat16
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return array.astype(np.float64)

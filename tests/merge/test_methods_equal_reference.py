@@ -37,7 +37,7 @@ class Case:
     label: str = ""
 
 
-STREAMS = tuple(Stream(key=1000 + m, stream=-(77 + m)) for m in range(4))
+STREAMS = tuple(Stream(key=1000 + m, stream=-(77 + m)) for m in range(5))
 
 
 def draws(count: int, shape: tuple[int, ...]) -> list[Array]:
@@ -132,6 +132,25 @@ def cases() -> list[Case]:
                                   epsilons=[0.15, 0.1], uniforms=draws(2, x[0].shape)),
         family(rescale="density", normalize=True),
         per(weight=W2, density=[1.0, 0.3], epsilon=[0.15, 0.1]), "one dense")  # fmt: skip
+    add("dare_linear", 2, True,
+        lambda x: reference.dare_linear(x[0], x[1:], weights=W2, densities=[0.0, 1.0],
+                                        uniforms=draws(2, x[0].shape), rescale="none"),
+        family(rescale="none"), per(weight=W2, density=[0.0, 1.0]), "none and all")  # fmt: skip
+    add("della_linear", 2, True,
+        lambda x: reference.della_linear(x[0], x[1:], weights=W2, densities=[0.0, 0.4],
+                                         epsilons=[0.15, 0.1], uniforms=draws(2, x[0].shape)),
+        family(rescale="density"), per(weight=W2, density=[0.0, 0.4], epsilon=[0.15, 0.1]),
+        "one empty")  # fmt: skip
+    add("dare_ties", 5, True,
+        lambda x: reference.dare_ties(x[0], x[1:], weights=[1, -1, 0.5, 2, 0.1],
+                                      densities=[0.5] * 5, uniforms=draws(5, x[0].shape),
+                                      normalize=True),
+        family(rescale="density", normalize=True),
+        per(weight=[1, -1, 0.5, 2, 0.1], density=[0.5] * 5), "five models")  # fmt: skip
+    add("ties", 4, True,
+        lambda x: reference.ties(x[0], x[1:], weights=[1, 2, 3, 4], densities=[0.3] * 4),
+        family(normalize=True, rescale="none"),
+        per(weight=[1, 2, 3, 4], density=[0.3] * 4), "four models")  # fmt: skip
     for method in ("breadcrumbs", "breadcrumbs_ties"):
         for densities, gammas in (([0.9, 0.5], [0.01, 0.02]), ([0.97, 1.0], [0.1, 0.01])):
             add(method, 2, True,

@@ -2,13 +2,12 @@
 
 Task-vector kernel, with M models beside the base:
 
-    params  [0] λ · [1] 1 to elect signs · [2] 1 to divide by the agreeing weights
-            then for each model: weight · rescaling factor
+    params  [0] λ, then for each model: weight · rescaling factor
     counts  [0] base not finite · [1 … M] model not finite · [M+1] result not finite
             [M+2] positions with a sign conflict · [M+3 … 2M+2] elements kept by each model
             then for each model SETTINGS words: a sparsify code and its arguments
-    stats   with output: the lower triangle of the Gram matrix of the task vectors, row by row
-            without: Σ|δ| of each model, then Σ|δ′| of each model
+    stats   the lower triangle of the Gram matrix of the task vectors, row by row
+            for ``magnitudes``: Σ|δ| of each model, then Σ|δ′| of each model
 
     DROP takes key, stream and the threshold on a 32-bit word; BAND takes the bound to keep
     inside and the bound to drop inside (bits, quota; bits -1 for none) and two counters of equal
@@ -26,14 +25,17 @@ from __future__ import annotations
 from typing import Final
 
 MOST_UNROLLED: Final = 4
-"""Models up to which the task-vector kernel is compiled for their number: merge_1 … merge_4."""
+"""Models up to which the task-vector kernel is compiled for their number."""
 
 DENSE: Final = 0
 DROP: Final = 1
 BAND: Final = 2
 SCALED: Final = 3
 
-PARAMS_HEAD: Final = 3
+KINDS: Final = ("dense", "drop", "band", "scaled")
+"""Word of each sparsify code in the names of kernels; a merge uses one beside DENSE."""
+
+PARAMS_HEAD: Final = 1
 PARAMS_PER_MODEL: Final = 2
 SETTINGS: Final = 7
 BASE: Final = 0

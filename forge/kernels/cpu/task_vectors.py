@@ -5,9 +5,10 @@ vector is sparsified (a code of ``layout.py`` for each model) and in whether sig
 The diagnostics of a merge (norms, cosines, conflicts, share kept) are summed on the way,
 because the task vectors are in the cache there and nowhere else.
 
-The number of models is a constant of the compiled code for up to ``MOST_UNROLLED`` of them, so
-that the loop over models is unrolled inside the loop over elements, and sums and votes stay in
-registers: half the time of keeping them in rows. Larger merges use rows.
+The number of models (up to ``layout.MOST_UNROLLED``), the kind of vote and that of sparsifying are
+constants of the compiled code: the loop over models is unrolled inside the loop over elements,
+sums and votes stay in registers, which takes half the time of keeping them in rows, and less code
+is compiled. Merges of more models use rows.
 
 Imported only to compile.
 """
@@ -20,12 +21,10 @@ import numpy as np
 from numba import njit
 
 from forge.kernels.cpu.layout import (
-    BAND,
     BASE,
+    DENSE,
     DIVISOR,
-    DROP,
     ELECTED,
-    MOST_UNROLLED,
     PARAMS_HEAD,
     PARAMS_PER_MODEL,
     SCALED,
@@ -42,41 +41,89 @@ from forge.kernels.cpu.selection import drop_inside, keep_inside
 
 
 @inlined
-def _sparsify(x, y, size, position, counts, at, words):
-    """Zero what the settings at ``counts[at:]`` drop and return how many elements are left."""
-    mode = counts[at]
+def _drop(x, factors, size, position, counts, at, words):
+    """Keep elements whose random word is below a threshold in 0 … 2**32."""
     zero = x.dtype.type(0)
     kept = np.int32(0)
-    if mode == DROP:
-        fill(words, counts[at + 1], counts[at + 2], position, size)
-        # Word < threshold, where the threshold may be 2**32; 0 is never asked for.
-        last = np.uint32(counts[at + 3] - 1)
+    if counts[at + 3] == 0:
         for i in range(size):
-            keep = words[i] <= last
-            x[i] = x[i] if keep else zero
-            kept += np.int32(keep)
+            x[i] = zero
         return kept
-    if mode == BAND:
-        if counts[at + 1] >= 0:
-            counts[at + 5] = keep_inside(x, size, counts[at + 1], counts[at + 2], counts[at + 5])
-        if counts[at + 3] >= 0:
-            counts[at + 6] = drop_inside(x, size, counts[at + 3], counts[at + 4], counts[at + 6])
-        for i in range(size):
-            kept += np.int32(x[i] != zero)
-        return kept
+    fill(words, counts[at + 1], counts[at + 2], position, size)
+    last = np.uint32(counts[at + 3] - 1)
     for i in range(size):
-        x[i] *= y[i]
-        kept += np.int32(y[i] != zero)
+        keep = words[i] <= last
+        x[i] = x[i] if keep else zero
+        kept += np.int32(keep)
     return kept
 
 
 @inlined
-def _subtract_base(work, num_models, size):
+def _band(x, factors, size, position, counts, at, words):
+    """Keep elements inside one bound and outside another."""
+    if counts[at + 1] >= 0:
+        counts[at + 5] = keep_inside(x, size, counts[at + 1], counts[at + 2], counts[at + 5])
+    if counts[at + 3] >= 0:
+        counts[at + 6] = drop_inside(x, size, counts[at + 3], counts[at + 4], counts[at + 6])
+    kept = np.int32(0)
+    for i in range(size):
+        kept += np.int32(x[i] != 0)
+    return kept
+
+
+@inlined
+def _scale(x, factors, size, position, counts, at, words):
+    """Multiply by one factor for each element; a factor of 0 drops it."""
+    kept = np.int32(0)
+    for i in range(size):
+        x[i] *= factors[i]
+        kept += np.int32(factors[i] != 0)
+    return kept
+
+
+@inlined
+def _read(inputs, readers, position, size, counts, work):
+    """Read a block of the base and of every model, and turn the models into task vectors."""
+    models = (len(counts) - 3) // (2 + SETTINGS)
     base = work[BASE]
-    for m in range(num_models):
-        x = work[WORK_HEAD + m]
+    counts[0] |= read_block(readers[0], inputs[0], position, size, work, BASE)
+    for m in range(models):
+        row = WORK_HEAD + m
+        counts[1 + m] |= read_block(readers[1 + m], inputs[1 + m], position, size, work, row)
+        x = work[row]
         for i in range(size):
             x[i] -= base[i]
+
+
+def _sparsifier(kind: str) -> Callable[..., object]:
+    """Make what sparsifies all task vectors of a block and counts what is kept of each."""
+    if kind == "dense":
+
+        @inlined
+        def keep_all(inputs, readers, offset, position, size, counts, work):
+            pass
+
+        return keep_all
+    sparsify = {"drop": _drop, "band": _band, "scaled": _scale}[kind]
+    is_scaled = kind == "scaled"
+
+    @inlined
+    def sparsify_all(inputs, readers, offset, position, size, counts, work):
+        models = (len(counts) - 3) // (2 + SETTINGS)
+        words = work[WORDS].view(np.uint32)
+        factors = models + 1
+        for m in range(models):
+            at = 3 + 2 * models + SETTINGS * m
+            if counts[at] == DENSE:
+                continue
+            if is_scaled and counts[at] == SCALED:
+                read_block(readers[factors], inputs[factors], offset, size, work, WORDS)
+                factors += 1
+            x = work[WORK_HEAD + m]
+            kept = sparsify(x, work[WORDS], size, position, counts, at, words)
+            counts[3 + models + m] += kept
+
+    return sparsify_all
 
 
 @inlined
@@ -106,47 +153,68 @@ def _diagnose_rows(work, num_models, size, stats):
 
 
 @inlined
-def _combine_rows(work, num_models, size, params):
-    """Put base + λ Σ w·δ′ into ``total``, with elected signs when asked to."""
+def _sum_rows(work, num_models, size, params):
+    """Put Σ w·δ′ into ``total``."""
     total = wide(work, TOTAL)
-    divisor = wide(work, DIVISOR)
-    elected = wide(work, ELECTED)
-    base = work[BASE]
     for i in range(size):
         total[i] = 0.0
-        divisor[i] = 0.0
     for m in range(num_models):
         x = work[WORK_HEAD + m]
         at = PARAMS_HEAD + PARAMS_PER_MODEL * m
         factor = params[at] * params[at + 1]
         for i in range(size):
             total[i] += factor * np.float64(x[i])
-    if params[1] != 0.0:
+
+
+@inlined
+def _elect_rows(work, num_models, size, params):
+    """Reduce ``total`` to the agreeing; put the sum of their weights into ``divisor``."""
+    total = wide(work, TOTAL)
+    divisor = wide(work, DIVISOR)
+    elected = wide(work, ELECTED)
+    for i in range(size):
+        elected[i] = total[i]
+        total[i] = 0.0
+        divisor[i] = 0.0
+    for m in range(num_models):
+        x = work[WORK_HEAD + m]
+        at = PARAMS_HEAD + PARAMS_PER_MODEL * m
+        weight = params[at]
+        factor = params[at] * params[at + 1]
         for i in range(size):
-            elected[i] = total[i]
-            total[i] = 0.0
-        for m in range(num_models):
-            x = work[WORK_HEAD + m]
-            at = PARAMS_HEAD + PARAMS_PER_MODEL * m
-            weight = params[at]
-            factor = params[at] * params[at + 1]
-            for i in range(size):
-                value = factor * np.float64(x[i])
-                agrees = (value if elected[i] >= 0.0 else -value) > 0.0
-                total[i] += value if agrees else 0.0
-                divisor[i] += weight if agrees else 0.0
-        if params[2] != 0.0:
+            value = factor * np.float64(x[i])
+            agrees = (value if elected[i] >= 0.0 else -value) > 0.0
+            total[i] += value if agrees else 0.0
+            divisor[i] += weight if agrees else 0.0
+
+
+def _combination_of_rows(vote: str) -> Callable[..., object]:
+    elects = vote != "sum"
+    normalizes = vote == "mean"
+
+    @inlined
+    def combine(work, num_models, size, params):
+        total = wide(work, TOTAL)
+        divisor = wide(work, DIVISOR)
+        base = work[BASE]
+        _sum_rows(work, num_models, size, params)
+        if elects:
+            _elect_rows(work, num_models, size, params)
+        if normalizes:
             for i in range(size):
                 total[i] /= divisor[i] if divisor[i] != 0.0 else 1.0
-    for i in range(size):
-        total[i] = np.float64(base[i]) + params[0] * total[i]
+        for i in range(size):
+            total[i] = np.float64(base[i]) + params[0] * total[i]
+
+    return combine
 
 
 def _unrolled_diagnosis(num_models: int) -> Callable[..., object]:
     # Sums may be reordered here: they are shown, not written.
     @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-    def diagnose(rows, size, stats):
-        zero = rows.dtype.type(0)
+    def diagnose(work, ignored, size, stats):
+        rows = work[WORK_HEAD:]
+        zero = work.dtype.type(0)
         conflicts = np.int32(0)
         if num_models == 1:
             square = zero
@@ -187,36 +255,21 @@ def _unrolled_diagnosis(num_models: int) -> Callable[..., object]:
     return diagnose
 
 
-def _unrolled_combination(num_models: int) -> Callable[..., object]:
-    @njit(nogil=True, error_model="numpy")
-    def combine(rows, base, total, size, params):
-        factor = params[0]
-        if params[1] == 0.0:
-            for i in range(size):
-                summed = 0.0
-                for m in range(num_models):
-                    at = PARAMS_HEAD + PARAMS_PER_MODEL * m
-                    summed += params[at] * params[at + 1] * np.float64(rows[m, i])
-                total[i] = np.float64(base[i]) + factor * summed
-        elif params[2] == 0.0:
-            for i in range(size):
-                summed = 0.0
-                for m in range(num_models):
-                    at = PARAMS_HEAD + PARAMS_PER_MODEL * m
-                    summed += params[at] * params[at + 1] * np.float64(rows[m, i])
-                agreeing = 0.0
-                for m in range(num_models):
-                    at = PARAMS_HEAD + PARAMS_PER_MODEL * m
-                    value = params[at] * params[at + 1] * np.float64(rows[m, i])
-                    agrees = (value if summed >= 0.0 else -value) > 0.0
-                    agreeing += value if agrees else 0.0
-                total[i] = np.float64(base[i]) + factor * agreeing
-        else:
-            for i in range(size):
-                summed = 0.0
-                for m in range(num_models):
-                    at = PARAMS_HEAD + PARAMS_PER_MODEL * m
-                    summed += params[at] * params[at + 1] * np.float64(rows[m, i])
+def _unrolled_combination(num_models: int, vote: str) -> Callable[..., object]:
+    elects = vote != "sum"
+    normalizes = vote == "mean"
+
+    @inlined
+    def combine(work, ignored, size, params):
+        rows = work[WORK_HEAD:]
+        base = work[BASE]
+        total = wide(work, TOTAL)
+        for i in range(size):
+            summed = 0.0
+            for m in range(num_models):
+                at = PARAMS_HEAD + PARAMS_PER_MODEL * m
+                summed += params[at] * params[at + 1] * np.float64(rows[m, i])
+            if elects:
                 agreeing = 0.0
                 divisor = 0.0
                 for m in range(num_models):
@@ -225,69 +278,73 @@ def _unrolled_combination(num_models: int) -> Callable[..., object]:
                     agrees = (value if summed >= 0.0 else -value) > 0.0
                     agreeing += value if agrees else 0.0
                     divisor += params[at] if agrees else 0.0
-                divisor = divisor if divisor != 0.0 else 1.0
-                total[i] = np.float64(base[i]) + factor * (agreeing / divisor)
+                summed = agreeing
+                if normalizes:
+                    summed /= divisor if divisor != 0.0 else 1.0
+            total[i] = np.float64(base[i]) + params[0] * summed
 
     return combine
 
 
-def _kernel(unrolled: int) -> Callable[..., object]:
-    """Make the kernel for ``unrolled`` models, or for any number when it is 0."""
-    diagnose = _unrolled_diagnosis(unrolled) if unrolled else None
-    combine = _unrolled_combination(unrolled) if unrolled else None
+def _merge_kernel(num_models: int, vote: str, kind: str) -> Callable[..., object]:
+    """Make the kernel for this many models, or for any number when it is 0."""
+    sparsify = _sparsifier(kind)
+    if num_models:
+        diagnose = _unrolled_diagnosis(num_models)
+        combine = _unrolled_combination(num_models, vote)
+    else:
+        diagnose = _diagnose_rows
+        combine = _combination_of_rows(vote)
 
     def merge(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
     ):
-        num_models = (len(counts) - 3) // (2 + SETTINGS)
-        settings = 3 + 2 * num_models
-        words = work[WORDS].view(np.uint32)
+        models = (len(counts) - 3) // (2 + SETTINGS)
         for offset in range(0, count, BLOCK):
             size = min(BLOCK, count - offset)
-            position = start + offset
-            counts[0] |= read_block(readers[0], inputs[0], position, size, work, BASE)
-            for m in range(num_models):
-                counts[1 + m] |= read_block(
-                    readers[1 + m], inputs[1 + m], position, size, work, WORK_HEAD + m
-                )
-            _subtract_base(work, num_models, size)
-            if output != 0:
-                if unrolled:
-                    conflicts = diagnose(work[WORK_HEAD:], size, stats)
-                else:
-                    conflicts = _diagnose_rows(work, num_models, size, stats)
-                counts[2 + num_models] += conflicts
-            scaled = num_models + 1
-            for m in range(num_models):
-                x = work[WORK_HEAD + m]
-                at = settings + SETTINGS * m
-                if output == 0:
-                    stats[m] += absolute_sum(x, size)
-                if counts[at] == SCALED:
-                    read_block(readers[scaled], inputs[scaled], offset, size, work, WORDS)
-                    scaled += 1
-                if counts[at] != 0:
-                    kept = _sparsify(x, work[WORDS], size, position, counts, at, words)
-                    counts[3 + num_models + m] += kept
-                if output == 0:
-                    stats[num_models + m] += absolute_sum(x, size)
-            if output == 0:
-                continue
-            if unrolled:
-                combine(work[WORK_HEAD:], work[BASE], wide(work, TOTAL), size, params)
-            else:
-                _combine_rows(work, num_models, size, params)
-            counts[1 + num_models] |= write_block(writer, output, offset, size, work, TOTAL)
+            _read(inputs, readers, start + offset, size, counts, work)
+            counts[2 + models] += diagnose(work, models, size, stats)
+            sparsify(inputs, readers, offset, start + offset, size, counts, work)
+            combine(work, models, size, params)
+            counts[1 + models] |= write_block(writer, output, offset, size, work, TOTAL)
 
-    merge.__doc__ = """Write base + λ Σ w·δ′ (with elected signs: Σ over the agreeing).
-
-    inputs: the base, then M models, then for every model with ``SCALED`` an array of factors
-    that begins at ``start``. params, counts, stats: see ``layout.py``. With ``output`` 0
-    nothing is written; only Σ|δ| and Σ|δ′| are summed, which rescaling to the former L1 norm
-    needs.
-    """
     return merge
 
 
-merge_any = _kernel(0)
-merge_1, merge_2, merge_3, merge_4 = (_kernel(count) for count in range(1, MOST_UNROLLED + 1))
+def _magnitudes_kernel(kind: str) -> Callable[..., object]:
+    sparsify = _sparsifier(kind)
+
+    def magnitudes(
+        inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+    ):
+        models = (len(counts) - 3) // (2 + SETTINGS)
+        for offset in range(0, count, BLOCK):
+            size = min(BLOCK, count - offset)
+            _read(inputs, readers, start + offset, size, counts, work)
+            for m in range(models):
+                stats[m] += absolute_sum(work[WORK_HEAD + m], size)
+            sparsify(inputs, readers, offset, start + offset, size, counts, work)
+            for m in range(models):
+                stats[models + m] += absolute_sum(work[WORK_HEAD + m], size)
+
+    return magnitudes
+
+
+def __getattr__(name: str) -> Callable[..., object]:
+    """Make a kernel from its name.
+
+    ``merge_<models or any>_<sum, elect or mean>_<kind>`` writes base + λ Σ w·δ′: ``sum`` over all
+    models, ``elect`` over those that agree with the elected sign, ``mean`` over those divided by
+    the sum of their weights. ``magnitudes_<kind>`` sums Σ|δ| and Σ|δ′| of each model, which
+    rescaling to the former L1 norm needs. ``kind`` is how task vectors are sparsified: ``dense``
+    (not at all), ``drop``, ``band`` or ``scaled``; some of them may still be kept whole.
+
+    inputs: the base, then M models, then for every model with ``SCALED`` an array of factors that
+    begins at ``start``. params, counts, stats: see ``layout.py``.
+    """
+    words = name.split("_")
+    if words[0] == "merge" and len(words) == 4:
+        return _merge_kernel(0 if words[1] == "any" else int(words[1]), words[2], words[3])
+    if words[0] == "magnitudes" and len(words) == 2:
+        return _magnitudes_kernel(words[1])
+    raise AttributeError(name)
