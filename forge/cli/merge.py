@@ -22,6 +22,15 @@ _OUTPUTS: Final = Path("merges")
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 
 
+def _read_seed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    # Not click's own range: it would fill the help with a limit of 20 digits.
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text[:30]) < 2**64):
+        raise click.BadParameter(f"{text!r} is not a whole number from 0 to 2^64 - 1.")
+    return int(text)
+
+
 @click.command("merge")
 @click.argument("config")
 @click.option(
@@ -33,7 +42,9 @@ _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1, 1024), help="Worker threads.  [default: cores]"
 )
-@click.option("--seed", type=int, metavar="N", help="Seed of random drops, not the recipe's.")
+@click.option(
+    "--seed", callback=_read_seed, metavar="N", help="Seed of random drops, not the recipe's."
+)
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file to write, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of forge.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
