@@ -26,7 +26,7 @@ def _read_seed(ctx: click.Context, parameter: click.Parameter, text: str | None)
     # Not click's own range: it would fill the help with a limit of 20 digits.
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and int(text[:30]) < 2**64):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < 2**64):
         raise click.BadParameter(f"{text!r} is not a whole number from 0 to 2^64 - 1.")
     return int(text)
 
