@@ -12,6 +12,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
+# What to hand to pytest, such as PYTEST='tests/merge -x' or PYTEST='-m slow'.
+PYTEST =
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -89,7 +91,7 @@ lock:
 	@! grep -v '^#' requirements.lock.new | grep -v '^[A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*$$' || { \
 	    echo "The lines above pin no release; requirements.lock is as it was." >&2; exit 1; }
 	@mv requirements.lock.new requirements.lock
-	@rm -rf $(VENV)-lock
+	@rm -rf $(VENV)-lock build
 
 clean:
 	rm -rf $(VENV) $(VENV)-lock build dist demo_output forge.egg-info
