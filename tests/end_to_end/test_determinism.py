@@ -209,3 +209,32 @@ def test_ten_kills(tmp_path: Path) -> None:
         }
         shutil.rmtree(out)
     assert sum(0 < count < num_tensors for count in resumed) >= 3, (seed, resumed)
+
+
+def test_kills_while_an_output_is_replaced(tmp_path: Path) -> None:
+    write_large(tmp_path, layers=4)
+    arguments = ["merge", "recipe.yaml", "--json", "--quiet", "--overwrite", "--out"]
+    first = json.loads(forge(*arguments, "old", cwd=tmp_path).stdout)
+    forge(*arguments, "new", "--seed", "1", cwd=tmp_path)
+    old, new = weight_digests(tmp_path / "old"), weight_digests(tmp_path / "new")
+    assert old != new
+    out = tmp_path / "out"
+    seed = random.SystemRandom().getrandbits(32)
+    chance = random.Random(seed)
+    for kill in range(6):
+        # Every other kill falls into the hashing, the renaming and the clean-up at the end.
+        count = first["num_tensors"] if kill % 2 else chance.randrange(first["num_tensors"])
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", out)
+        process = start([*arguments, out, "--seed", "1"], cwd=tmp_path)
+        wait_for_tensors(process, out, count)
+        time.sleep(chance.uniform(0, 0.1 if kill % 2 else 0.003))
+        process.kill()
+        process.communicate()
+        found = weight_digests(out)
+        assert found in (old, new), (seed, kill)
+        assert api.verify(out).ok, (seed, kill)
+        again = forge(*arguments, out, "--seed", "1", cwd=tmp_path)
+        assert again.code == 0, (seed, kill, again)
+        assert weight_digests(out) == new, (seed, kill)
+        assert not partial_of(out).exists(), (seed, kill)

@@ -182,6 +182,32 @@ def test_a_folder_without_write_permission(place: Path, capsys: pytest.CaptureFi
     assert tree(place) == before
 
 
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(place: Path) -> None:
+    recipe = Path("recipe.yaml").read_text().replace("dare_ties", "task_arithmetic")
+    Path("recipe.yaml").write_text(recipe.replace("density: 0.5\n      ", ""))
+    assert forge("merge", "recipe.yaml", "--out", "with", cwd=place).code == 0
+    outcome = forge(
+        "merge", "recipe.yaml", "--out", "without",
+        cwd=place, environment={"FORGE_CACHE": "/proc/nowhere"},
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    assert weight_digests(place / "without") == weight_digests(place / "with")
+
+
+def test_the_current_folder_can_be_the_output(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = place / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("./", "../"))
+    (place / "empty").mkdir()
+    outcome = forge("merge", "../recipe.yaml", "--out", ".", cwd=place / "empty")
+    assert outcome.code == 0, outcome.stderr
+    assert (place / "empty" / "model.safetensors").is_file()
+    before = tree(place)
+    _assert_refused(_merge(capsys, "."), "exists and is not empty")
+    assert tree(place) == before
+
+
 def _in_namespace(script: str, cwd: Path) -> Outcome:
     """Run a shell script where it may mount; ``$FORGE`` is the command."""
     done = subprocess.run(
