@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from forge.core.catalog import Catalog
     from forge.merge.check import CheckReport
     from forge.merge.plan import MergePlan
-    from forge.merge.run import MergeResult, Progress
+    from forge.merge.progress import Progress
+    from forge.merge.run import MergeResult
     from forge.recipes.merge_recipe import MergeRecipe
     from forge.recipes.parameters import MethodRow
     from forge.recipes.reference import ModelReference

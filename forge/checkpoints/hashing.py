@@ -168,7 +168,7 @@ def blake3_of_range(path: Path, offset: int, nbytes: int) -> str:
 
 
 def _feed(hasher: _Hasher, path: Path, begin: int, end: int) -> None:
-    """Hash a range through a map: the pages are in memory anyway, and a copy costs as much again."""
+    """Hash a range through a map: the pages are in memory, and a copy costs as much again."""
     if begin == end:
         return
     try:

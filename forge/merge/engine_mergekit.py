@@ -35,13 +35,14 @@ from forge.core.errors import (
     MissingExtraError,
     OutputError,
 )
+from forge.merge.manifest import manifest_bytes
 from forge.merge.mergekit_recipe import differing_semantics, mergekit_recipe
-from forge.merge.outputs import manifest_bytes
 from forge.recipes.document import dump_yaml
 from forge.recipes.merge_types import MergeRecipe
 
 if TYPE_CHECKING:
-    from forge.merge.run import MergeResult, Progress
+    from forge.merge.progress import Progress
+    from forge.merge.run import MergeResult
 
 _LOG_LINES: Final = 12
 _VERSIONS: Final = ("mergekit", "torch", "transformers", "safetensors", "numpy")
@@ -73,7 +74,8 @@ def run_with_mergekit(
             failed; the message ends with what it said.
         OutputError: The output exists or cannot be written. What existed is untouched.
     """
-    from forge.merge.run import MergeResult, Silence
+    from forge.merge.progress import Silence
+    from forge.merge.run import MergeResult
 
     started = time.monotonic()
     progress = progress or Silence()

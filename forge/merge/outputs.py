@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+from forge.architectures.table import Architecture
 from forge.checkpoints.chat_templates import choose_template, template_of, with_template
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import (
@@ -14,6 +14,7 @@ from forge.checkpoints.companions import (
     read_tokenizer_files,
 )
 from forge.checkpoints.sidecars import config_file, merged_config, model_card
+from forge.merge.check_special_ids import SPECIAL_IDS
 from forge.merge.plan import MergePlan
 from forge.merge.vocabulary import VocabularyPlan
 from forge.recipes.merge_types import MergeRecipe
@@ -44,11 +45,17 @@ def sidecars_of(
         vocab_size=None if vocabulary is None else vocabulary.num_rows,
         label=str(plan.donor),
     )
-    files = dict(config_file(config))
-    files |= read_companions(donor.root, (GENERATION_FILE, *PROCESSOR_FILES))
     tokenizer = read_tokenizer_files(donor.root)
-    if vocabulary is not None and vocabulary.tokenizer_files:
-        tokenizer = dict(vocabulary.tokenizer_files)
+    speaker = donor
+    if vocabulary is not None:
+        # The ids of special tokens, and when to stop, belong to the tokenizer.
+        speaker = checkpoints[vocabulary.tokenizer_model]
+        config = _with_special_ids(config, plan.architecture, speaker)
+        if vocabulary.tokenizer_files:
+            tokenizer = dict(vocabulary.tokenizer_files)
+    files = dict(config_file(config))
+    files |= read_companions(speaker.root, (GENERATION_FILE,))
+    files |= read_companions(donor.root, PROCESSOR_FILES)
     if recipe.chat_template is not None:
         templates = [
             template_of(read_tokenizer_files(checkpoints[model].root))
@@ -67,17 +74,15 @@ def sidecars_of(
     return files
 
 
-def manifest_bytes(manifest: Mapping[str, object]) -> bytes:
-    """Return the manifest as it is stored: two levels indented, one line for each tensor."""
-    lines = []
-    for key, value in manifest.items():
-        if key == "tensors" and isinstance(value, Mapping):
-            rows = ",\n".join(
-                f"    {json.dumps(name)}: {json.dumps(record, ensure_ascii=False)}"
-                for name, record in value.items()
-            )
-            lines.append(f'  "tensors": {{\n{rows}\n  }}')
-        else:
-            text = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
-            lines.append(f"  {json.dumps(key)}: {text}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+def _with_special_ids(
+    config: dict[str, object], architecture: Architecture, speaker: Checkpoint
+) -> dict[str, object]:
+    """Return a config whose special ids are those of the model whose tokenizer is taken."""
+    theirs = architecture.text_config(speaker.config)
+    ids = {key: theirs[key] for key in SPECIAL_IDS if key in theirs}
+    section = architecture.text_section
+    nested = config.get(section) if section is not None else None
+    if section is None or not isinstance(nested, Mapping):
+        return {**config, **ids}
+    inner = {**nested, **{key: value for key, value in ids.items() if key in nested}}
+    return {**config, section: inner, **{key: ids[key] for key in ids if key in config}}

@@ -21,6 +21,7 @@ from forge.checkpoints.sidecars import LayerOrigin
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError
+from forge.merge.check_stack import is_written
 from forge.merge.contract import Stream
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow, ParameterValue
@@ -251,7 +252,13 @@ class _Builder:
             for model in recipe.references()
         }
         slices = recipe.effective_slices(num_layers)
-        jobs = tuple(self._job(place) for place in self._places(slices))
+        architecture = self._architectures[donor]
+        tied = architecture.is_tied(self._configs[donor])
+        jobs = tuple(
+            self._job(place)
+            for place in self._places(slices)
+            if is_written(place.output, architecture, tied=tied)
+        )
         if not jobs:
             raise IncompatibleError(f"'{donor}' has no tensors.")
         origins = [
@@ -265,7 +272,7 @@ class _Builder:
         return MergePlan(
             jobs=jobs,
             donor=donor,
-            architecture=self._architectures[donor],
+            architecture=architecture,
             layers=tuple(origins),
             dtype=recipe.out_dtype or recipe.dtype,
             input_bytes=self._input_bytes,

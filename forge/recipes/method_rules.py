@@ -7,7 +7,6 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from forge.recipes.findings import Findings
 from forge.recipes.parameters import MethodRow

@@ -31,7 +31,7 @@ from forge.verify.sidecars import (
 )
 
 if TYPE_CHECKING:
-    from forge.merge.run import Progress
+    from forge.merge.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

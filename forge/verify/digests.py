@@ -15,7 +15,7 @@ from forge.checkpoints.hashing import Algorithm
 from forge.checkpoints.header import TensorInfo
 
 if TYPE_CHECKING:
-    from forge.merge.run import Progress
+    from forge.merge.progress import Progress
 
 _BLOCK_BYTES: Final = 1 << 20
 

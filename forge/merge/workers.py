@@ -1,0 +1,200 @@
+"""The threads of a merge: each takes a job, reads, computes, hashes and writes one output tensor.
+
+Kernels and system calls release the interpreter lock, so threads are enough. A tensor that would
+keep one thread busy while the others are done goes first, the rest follows in file order, so that
+storage is read forwards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from forge.checkpoints.hashing import FileRecord, RunningHash
+from forge.checkpoints.sink import TensorSink
+from forge.checkpoints.source import TensorSource
+from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.kernels.operands import CHUNK, Operands, Workspace
+from forge.merge.contract import MethodCall, TensorStatistics
+from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
+from forge.merge.progress import Progress
+from forge.recipes.merge_types import MergeRecipe
+from forge.recipes.reference import ModelReference
+
+log = logging.getLogger(__name__)
+
+
+class _StoppedError(Exception):
+    """Another job failed, or the user interrupted."""
+
+
+class Workers:
+    """The workers of one merge."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        recipe: MergeRecipe,
+        sources: Mapping[ModelReference, TensorSource],
+        sink: TensorSink,
+        progress: Progress,
+    ) -> None:
+        self._plan = plan
+        self._recipe = recipe
+        self._sources = sources
+        self._sink = sink
+        self._progress = progress
+        self._stop = threading.Event()
+        self._local = threading.local()
+        self._hashes = {
+            file: RunningHash(file, algorithm="blake3")
+            for source in sources.values()
+            for file in source.files()
+        }
+
+    def run(self, num_threads: int) -> None:
+        """Run all jobs that are not done yet."""
+        sizes = {tensor.name: tensor.nbytes for tensor in self._plan.tensors}
+        open_jobs = [job for job in self._plan.jobs if job.output not in self._sink.done]
+        total = sum(sizes.values())
+        remaining = sum(sizes[job.output] for job in open_jobs)
+        self._progress.stage("merging")
+        self._progress.start(total, total - remaining)
+        limit = remaining / (4 * num_threads)
+        # Largest first among those that could leave other threads idle at the end.
+        large = sorted(
+            (job for job in open_jobs if sizes[job.output] > limit),
+            key=lambda job: -sizes[job.output],
+        )
+        small = [job for job in open_jobs if sizes[job.output] <= limit]
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="forge-merge")
+        try:
+            _drain(pool, self._run_job, [*large, *small], num_threads)
+        finally:
+            # Reached by Ctrl-C too: workers stop at their next piece, and only then may
+            # the sink be closed.
+            self._stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def finish_hashes(self, num_threads: int) -> dict[Path, FileRecord]:
+        """Return the records of all input files."""
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="forge-hash") as pool:
+            records = pool.map(lambda item: (item[0], item[1].finish()), self._hashes.items())
+            return dict(records)
+
+    def _run_job(self, job: MergeJob) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        import blake3
+
+        digest = blake3.blake3()
+
+        def emit(offset: int, data: memoryview) -> None:
+            if self._stop.is_set():
+                raise _StoppedError
+            digest.update(data)
+            self._sink.write(job.output, offset, data)
+            self._progress.advance(data.nbytes)
+
+        views = [self._sources[item.model].read(item.name) for item in job.inputs]
+        if job.method == IDENTICAL:
+            statistics = self._copy(job, views, emit)
+        else:
+            statistics = self._merge(job, views, emit)
+        record = {"method": job.method, **statistics.as_json()}
+        self._sink.finish(job.output, digest=digest.hexdigest(), statistics=record)
+        for item in job.inputs:
+            info = self._sources[item.model].info(item.name)
+            hasher = self._hashes.get(info.file)
+            if hasher is not None:
+                hasher.advance(info.offset + info.nbytes)
+
+    def _merge(self, job: MergeJob, views: Sequence[memoryview], emit: Any) -> TensorStatistics:
+        workspace = getattr(self._local, "workspace", None)
+        if workspace is None:
+            workspace = self._local.workspace = Workspace()
+        operands = Operands(
+            inputs=tuple(views),
+            dtypes=tuple(self._sources[item.model].info(item.name).dtype for item in job.inputs),
+            has_base=job.has_base,
+            shape=job.shape,
+            out_dtype=job.dtype,
+            emit=emit,
+            workspace=workspace,
+        )
+        call = MethodCall(job.values, job.models, job.streams)
+        try:
+            statistics: TensorStatistics = _method(job.method).merge(operands, call)
+        except IncompatibleError as error:
+            raise IncompatibleError(f"'{job.output}': {error}") from error
+        if not self._recipe.allow_nonfinite:
+            _refuse_nonfinite(job, statistics)
+        return statistics
+
+    @staticmethod
+    def _copy(job: MergeJob, views: Sequence[memoryview], emit: Any) -> TensorStatistics:
+        for item, view in zip(job.inputs, views, strict=True):
+            if view != views[0]:
+                raise IncompatibleError(
+                    f"'{item.name}' holds whole numbers that differ between '{item.model}' and "
+                    f"'{job.inputs[0].model}', and whole numbers cannot be merged."
+                )
+        for offset in range(0, views[0].nbytes, CHUNK):
+            emit(offset, views[0][offset : offset + CHUNK])
+        return TensorStatistics((False,) * len(views), bad_output=False)
+
+
+def _drain(pool: ThreadPoolExecutor, task: Any, jobs: Sequence[MergeJob], width: int) -> None:
+    """Keep a few jobs in flight; raise the first error at once."""
+    queue = iter(jobs)
+    flying: set[Future[None]] = set()
+    while True:
+        while len(flying) < 4 * width:
+            job = next(queue, None)
+            if job is None:
+                break
+            flying.add(pool.submit(task, job))
+        if not flying:
+            return
+        finished, flying = wait(flying, return_when=FIRST_COMPLETED)
+        for future in finished:
+            future.result()
+
+
+def _refuse_nonfinite(job: MergeJob, statistics: TensorStatistics) -> None:
+    for item, is_bad in zip(job.inputs, statistics.bad_inputs, strict=True):
+        if is_bad:
+            raise NonFiniteError(
+                f"'{item.name}' of '{item.model}' holds a NaN or an infinity. Repair or replace "
+                "that checkpoint; 'allow_nonfinite: true' merges it nevertheless."
+            )
+    if statistics.bad_output:
+        raise NonFiniteError(
+            f"The merged '{job.output}' holds a NaN or an infinity in {job.dtype}, though its "
+            "inputs are finite: the result overflows. Write bfloat16 or float32 ('out_dtype'), or "
+            "lower the weights."
+        )
+
+
+def compile_notice(progress: Progress) -> Callable[[str], None]:
+    """Return what tells the user, once, why the first run of a method waits."""
+    told = threading.Event()
+
+    def announce(kernel: str) -> None:
+        log.debug("compiling %s", kernel)
+        if not told.is_set():
+            told.set()
+            progress.notice(
+                "Compiling kernels for this machine; this happens once and takes a few seconds."
+            )
+
+    return announce
+
+
+def _method(name: str) -> Any:
+    return importlib.import_module(f"forge.merge.methods.{name}")
