@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from forge import api
+from forge.checkpoints.header import read_header
 from forge.merge.run import MergeResult
 from tests.end_to_end.command import (
     finish,
@@ -238,3 +239,49 @@ def test_kills_while_an_output_is_replaced(tmp_path: Path) -> None:
         assert again.code == 0, (seed, kill, again)
         assert weight_digests(out) == new, (seed, kill)
         assert not partial_of(out).exists(), (seed, kill)
+
+
+def _kill_in_the_middle(place: Path, out: Path) -> int:
+    """Kill a merge that has finished a dozen tensors; return how many it had finished."""
+    process = start(["merge", "recipe.yaml", "--quiet", "--threads", "1", "--out", out], cwd=place)
+    assert wait_for_tensors(process, out, 12), "the merge was over before it could be killed"
+    process.kill()
+    process.communicate()
+    return num_finished(out)
+
+
+def test_bytes_that_were_lost_in_the_middle_are_made_again(tmp_path: Path) -> None:
+    write_large(tmp_path, layers=8)
+    arguments = ["merge", "recipe.yaml", "--json", "--quiet", "--out"]
+    assert forge(*arguments, "undisturbed", cwd=tmp_path).code == 0
+    out = tmp_path / "out"
+    num_kept = _kill_in_the_middle(tmp_path, out)
+    lines = (partial_of(out) / "journal.jsonl").read_text().splitlines()[1:13]
+    names = {json.loads(line)["name"] for line in lines}
+    for path in (partial_of(out) / "output").glob("*.safetensors"):
+        header = read_header(path)
+        for name in names & header.tensors.keys():
+            with path.open("r+b") as file:
+                file.seek(header.tensors[name].offset)
+                file.write(b"\xff\xff")
+    again = forge(*arguments, out, cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    assert json.loads(again.stdout)["resumed_tensors"] == num_kept - 12
+    assert weight_digests(out) == weight_digests(tmp_path / "undisturbed")
+
+
+def test_nothing_is_resumed_from_other_inputs_or_another_recipe(tmp_path: Path) -> None:
+    write_large(tmp_path, layers=8)
+    out = tmp_path / "out"
+    _kill_in_the_middle(tmp_path, out)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("weight: 0.5", "weight: 0.75"))
+    _kill_in_the_middle(tmp_path, out)
+    (tmp_path / "med" / "model.safetensors").unlink()
+    shutil.copy(tmp_path / "chat" / "model.safetensors", tmp_path / "med" / "model.safetensors")
+    again = forge("merge", "recipe.yaml", "--json", "--out", out, cwd=tmp_path)
+    assert again.code == 0, again.stderr
+    assert "An unfinished merge was discarded" in again.stderr
+    assert json.loads(again.stdout)["resumed_tensors"] == 0
+    assert forge("merge", "recipe.yaml", "--out", "fresh", cwd=tmp_path).code == 0
+    assert weight_digests(out) == weight_digests(tmp_path / "fresh")
