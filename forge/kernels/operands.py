@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.kernels.cpu import native
-from forge.kernels.cpu.native import BLOCK, Compute
+from forge.kernels.cpu.layout import BLOCK, Compute
 
 CHUNK: Final = 1 << 19
 """Elements that are computed, hashed and written in one go; a multiple of ``BLOCK``."""

@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from forge.kernels.cpu.layout import DIGIT_BINS, DIGIT_BITS
-from forge.kernels.cpu.native import Compute
+from forge.kernels.cpu.layout import DIGIT_BINS, DIGIT_BITS, Compute
 from forge.kernels.operands import Float64s, Int64s, Operands
 
 _MAGNITUDE_BITS: Final[dict[Compute, int]] = {"float32": 31, "float64": 63}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
+from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import pointer, read_block
-from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.philox import fill
 from forge.kernels.cpu.selection import magnitude_bits
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import carray, cfunc, njit, types
 
+from forge.kernels.cpu.layout import BLOCK, UNREACHABLE, Compute
 from forge.kernels.cpu.memory import pointer
-from forge.kernels.cpu.native import BLOCK, UNREACHABLE, Compute
 
 
 @dataclass(frozen=True, slots=True)

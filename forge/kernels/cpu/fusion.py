@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numba import njit
 
+from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import double_of, inlined, read_block, wide, write_block
-from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.selection import count_targets
 
 _LOG2E = 1.4426950408889634

@@ -1,4 +1,4 @@
-"""How the arrays of the kernels are laid out; shared by the kernels and their callers.
+"""What kernels, compiler and callers agree on: sizes, codes, and the layout of the arrays.
 
 Task-vector kernel, with M models beside the base:
 
@@ -22,7 +22,24 @@ Digit kernels, with T targets (a target is one order statistic of one model's va
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
+
+BLOCK: Final = 1024
+"""Elements in one row of the work array."""
+
+Compute = Literal["float32", "float64"]
+"""Type of the work rows."""
+
+UNREACHABLE: Final = (
+    "NRT_Free",
+    "NRT_MemInfo_call_dtor",
+    "numba_do_raise",
+    "numba_gil_ensure",
+    "numba_gil_release",
+    "numba_runtime_build_excinfo_struct",
+    "numba_unpickle",
+)
+"""Symbols of numba's runtime that object code may name but never calls; see ``_binding``."""
 
 MOST_UNROLLED: Final = 4
 """Models up to which the task-vector kernel is compiled for their number."""

@@ -24,7 +24,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from forge.kernels.cpu.native import BLOCK
+from forge.kernels.cpu.layout import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable

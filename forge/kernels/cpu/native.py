@@ -45,28 +45,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
+
+from forge.kernels.cpu.layout import UNREACHABLE, Compute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
-
-BLOCK: Final = 1024
-"""Elements in one row of the work array."""
-
-Compute = Literal["float32", "float64"]
-
-UNREACHABLE: Final = (
-    "NRT_Free",
-    "NRT_MemInfo_call_dtor",
-    "numba_do_raise",
-    "numba_gil_ensure",
-    "numba_gil_release",
-    "numba_runtime_build_excinfo_struct",
-    "numba_unpickle",
-)
-"""Symbols of numba's runtime that object code may name but never calls; see ``_binding``."""
 
 _MERGE_WORDS: Final = 17
 _BLOCK_WORDS: Final = 4

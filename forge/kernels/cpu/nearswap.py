@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import read_block, wide, write_block
-from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.reductions import quick_dot
 
 

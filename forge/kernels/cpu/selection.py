@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.kernels.cpu.layout import DIGIT_BINS
+from forge.kernels.cpu.layout import BLOCK, DIGIT_BINS
 from forge.kernels.cpu.memory import bits_of, inlined, is_double, read_block
-from forge.kernels.cpu.native import BLOCK
 
 _SIGN32 = np.uint32(0x7FFFFFFF)
 _SIGN64 = np.uint64(0x7FFFFFFFFFFFFFFF)

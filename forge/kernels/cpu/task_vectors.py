@@ -22,6 +22,7 @@ from numba import njit
 
 from forge.kernels.cpu.layout import (
     BASE,
+    BLOCK,
     DENSE,
     DIVISOR,
     ELECTED,
@@ -34,7 +35,6 @@ from forge.kernels.cpu.layout import (
     WORK_HEAD,
 )
 from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
-from forge.kernels.cpu.native import BLOCK
 from forge.kernels.cpu.philox import fill
 from forge.kernels.cpu.reductions import absolute_sum, quick_dot
 from forge.kernels.cpu.selection import drop_inside, keep_inside
