@@ -18,7 +18,7 @@ from typing import Any
 
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from forge.checkpoints.hashing import FileRecord
+from forge.checkpoints.hashing import FileRecord, hash_files
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
@@ -134,7 +134,7 @@ def run_merge(
     try:
         plan = build_plan(recipe, prepared.checkpoints, sources)
         fingerprint = _fingerprint(recipe, sources)
-        if not overwrite and existing is not None and _is_newer(out, sources):
+        if not overwrite and existing is not None and _is_made_of(existing, prepared, progress):
             progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")
             num = len(plan.jobs)
             return MergeResult(out, existing, time.monotonic() - started, num, num)
@@ -198,7 +198,7 @@ def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSou
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _existing(out: Path, recipe: MergeRecipe) -> Mapping[str, object] | None:
+def _existing(out: Path, recipe: MergeRecipe) -> Mapping[str, Any] | None:
     """Return the manifest of an output of this recipe, by this version, with nothing missing."""
     try:
         manifest = json.loads((out / MANIFEST_FILE).read_bytes())
@@ -211,11 +211,17 @@ def _existing(out: Path, recipe: MergeRecipe) -> Mapping[str, object] | None:
     return manifest if is_whole and same_engine and same_recipe else None
 
 
-def _is_newer(out: Path, sources: Mapping[ModelReference, TensorSource]) -> bool:
-    """Tell whether an output was finished after its inputs were last changed."""
-    finished = (out / MANIFEST_FILE).stat().st_mtime_ns
-    files = [file for source in sources.values() for file in source.files()]
-    return all(file.stat().st_mtime_ns <= finished for file in files)
+def _is_made_of(manifest: Mapping[str, Any], prepared: Prepared, progress: Progress) -> bool:
+    """Tell by their hashes whether an output was made of the input files as they are now.
+
+    Times would not do: a folder that another one replaced may be older than the output.
+    """
+    progress.stage("hashing")
+    for entry, checkpoint in zip(manifest["inputs"], prepared.checkpoints.values(), strict=True):
+        records = hash_files(checkpoint.source.files(), algorithm="blake3")
+        if [file["digest"] for file in entry["files"]] != [record.digest for record in records]:
+            return False
+    return True
 
 
 def _parent_of(out: Path) -> Path:

@@ -200,6 +200,17 @@ def test_changed_inputs_are_another_merge(place: Path) -> None:
     assert tree(place) == before
 
 
+def test_folders_that_change_their_names_are_changed_inputs(place: Path) -> None:
+    recipe = RECIPE.replace("weight: 0.5", "weight: 0.9", 1)
+    _merge(place, recipe=recipe)
+    (place / "med").rename(place / "aside")
+    (place / "chat").rename(place / "med")
+    (place / "aside").rename(place / "chat")
+    outcome = forge("merge", "recipe.yaml", "--out", "out", cwd=place)
+    assert outcome.code == 2, outcome
+    assert "--overwrite" in outcome.error
+
+
 def test_the_manifest_verifies_and_sees_one_changed_bit(place: Path) -> None:
     out = _merge(place)
     assert forge("verify", out, cwd=place).code == 0
