@@ -21,7 +21,7 @@ from forge.core.errors import ForgeError
 
 if TYPE_CHECKING:
     from forge.core.catalog import Catalog
-    from forge.merge.check import CheckReport
+    from forge.merge.check.preflight import CheckReport
     from forge.merge.plan import MergePlan
     from forge.merge.progress import Progress
     from forge.merge.run import MergeResult
@@ -89,9 +89,9 @@ def check(config: str | Path | MergeRecipe, *, out: Path | None = None) -> Check
         RecipeError: The recipe itself is wrong.
         CheckpointError: A model cannot be found or read.
     """
-    from forge.merge.check import check_merge
+    from forge.merge.check.preflight import check_merge
     from forge.merge.run import open_models
-    from forge.merge.vocabulary import plan_vocabulary
+    from forge.merge.vocabulary.planning import plan_vocabulary
 
     recipe = _recipe(config)
     checkpoints = open_models(recipe, weights=False)
@@ -120,7 +120,7 @@ def plan(config: str | Path | MergeRecipe, *, out: Path | None = None) -> MergeP
 
     from forge.merge.plan import build_plan
     from forge.merge.run import prepare
-    from forge.merge.vocabulary import remap
+    from forge.merge.vocabulary.planning import remap
 
     prepared = prepare(_recipe(config), out, weights=False)
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from forge.cli.tables import count_text, plural, size_text, table
 
 if TYPE_CHECKING:
-    from forge.merge.check import CheckReport
-    from forge.merge.check_report import ModelFacts
+    from forge.merge.check.preflight import CheckReport
+    from forge.merge.check.report import ModelFacts
 
 
 def report_text(report: CheckReport, *, width: int | None) -> str:

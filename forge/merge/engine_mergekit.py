@@ -212,9 +212,9 @@ def _manifest(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
     files = {
-        name: {"bytes": record.bytes, "sha256": record.digest}
+        name: {"bytes": record.bytes, "blake3": record.digest}
         for name, record in zip(
-            names, hash_files([folder / name for name in names], algorithm="sha256"), strict=True
+            names, hash_files([folder / name for name in names], algorithm="blake3"), strict=True
         )
     }
     infos = sorted(

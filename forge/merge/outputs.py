@@ -14,9 +14,9 @@ from forge.checkpoints.companions import (
     read_tokenizer_files,
 )
 from forge.checkpoints.sidecars import config_file, merged_config, model_card
-from forge.merge.check_special_ids import SPECIAL_IDS
+from forge.merge.check.special_ids import SPECIAL_IDS
 from forge.merge.plan import MergePlan
-from forge.merge.vocabulary import VocabularyPlan
+from forge.merge.vocabulary.planning import VocabularyPlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 

@@ -21,7 +21,7 @@ from forge.checkpoints.sidecars import LayerOrigin
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError
-from forge.merge.check_stack import is_written
+from forge.merge.check.stack import is_written
 from forge.merge.contract import Stream
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow, ParameterValue

@@ -23,12 +23,12 @@ from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
-from forge.merge.check import check_merge
+from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, manifest_bytes, merge_manifest
 from forge.merge.outputs import sidecars_of
 from forge.merge.plan import build_plan
 from forge.merge.progress import Progress, Silence
-from forge.merge.vocabulary import VocabularyPlan, plan_vocabulary, remap
+from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
 from forge.merge.workers import Workers, compile_notice
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.merge.catalog import METHODS
-from forge.merge.check import CheckReport, Finding, check_merge
+from forge.merge.check.preflight import CheckReport, Finding, check_merge
 from forge.recipes.merge_recipe import MergeRecipe, parse_merge_recipe
 from forge.recipes.settings import Setting
 from tests.factory import read_values, tiny_checkpoint, tiny_config, to_bytes, write_safetensors
@@ -595,9 +595,9 @@ def test_disk_space(
 
 
 def test_memory(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from forge.merge import check_resources
+    from forge.merge.check import resources
 
-    monkeypatch.setattr(check_resources, "_available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(resources, "_available_memory", lambda: 1_000_000)
     assert "0.00 GB are available" in alone(check(task(*pair)), "memory", "warning")
 
 

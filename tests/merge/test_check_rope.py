@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forge.merge.check_rope import rope_of
+from forge.merge.check.rope import rope_of
 
 LLAMA3 = {
     "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

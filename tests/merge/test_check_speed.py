@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.merge.catalog import METHODS
-from forge.merge.check import check_merge
+from forge.merge.check.preflight import check_merge
 from forge.recipes.merge_recipe import parse_merge_recipe
 from tests.factory import header_bytes, tiny_config, tiny_shapes
 

@@ -14,7 +14,7 @@ import pytest
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.core.errors import CheckpointError, IncompatibleError, OutputError
 from forge.merge.catalog import METHODS
-from forge.merge.vocabulary import RemappedSource, VocabularyPlan, plan_vocabulary, remap
+from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
 from forge.recipes.merge_recipe import MergeRecipe, parse_merge_recipe
 from forge.recipes.reference import ModelReference
 from tests.factory import from_bytes, read_values, tiny_checkpoint, write_safetensors

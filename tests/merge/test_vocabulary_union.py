@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.merge.vocabulary_tokens import read_tokenizers
+from forge.merge.vocabulary.tokens import read_tokenizers
 from forge.recipes.reference import ModelReference
 from tests.merge.test_vocabulary import (
     add_tokens,

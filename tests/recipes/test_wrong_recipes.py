@@ -121,7 +121,7 @@ WRONG = {
         "{weight: 1, eps: -1}",
         5,
         "parameters.eps",
-        "-1 is below 0. eps: norms below it count as zero.",
+        "-1 is below 0. eps: added to each norm, and the norm below which directions cancel.",
     ),
     "keep probability above 1": (
         DARE.replace("dare_ties", "della"),

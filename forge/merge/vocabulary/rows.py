@@ -9,8 +9,8 @@ from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.catalog import did_you_mean
 from forge.core.errors import IncompatibleError
-from forge.merge.vocabulary_tokens import Tokenizer
-from forge.merge.vocabulary_types import RowOrigin
+from forge.merge.vocabulary.tokens import Tokenizer
+from forge.merge.vocabulary.types import RowOrigin
 from forge.recipes.merge_entries import TokenEntry
 from forge.recipes.reference import ModelReference
 

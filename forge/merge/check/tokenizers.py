@@ -8,9 +8,9 @@ from typing import Final
 from forge.checkpoints.chat_templates import choose_template, template_of
 from forge.checkpoints.companions import read_tokenizer_files
 from forge.core.errors import ForgeError
-from forge.merge.check_report import Notebook, listed
-from forge.merge.check_stack import Subject
-from forge.merge.vocabulary_tokens import Tokenizer, read_tokenizers
+from forge.merge.check.report import Notebook, listed
+from forge.merge.check.stack import Subject
+from forge.merge.vocabulary.tokens import Tokenizer, read_tokenizers
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 

@@ -10,7 +10,7 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import GENERATION_FILE
 from forge.checkpoints.folder import read_json_object
 from forge.core.errors import ForgeError
-from forge.merge.check_report import Notebook
+from forge.merge.check.report import Notebook
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 

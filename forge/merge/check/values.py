@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from forge.merge.check_report import Notebook
-from forge.merge.check_stack import WrittenTensor
+from forge.merge.check.report import Notebook
+from forge.merge.check.stack import WrittenTensor
 from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
 from forge.recipes.coverage import dead_filters, missing_values
 from forge.recipes.merge_types import MergeRecipe

@@ -21,18 +21,18 @@ from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import IncompatibleError
-from forge.merge.check_stack import leader
-from forge.merge.vocabulary_rows import (
+from forge.merge.check.stack import leader
+from forge.merge.vocabulary.rows import (
     Speaker,
     fill_rows,
     listed_origins,
     own_rows,
     speaker_of,
 )
-from forge.merge.vocabulary_source import RemappedSource, remap
-from forge.merge.vocabulary_tokens import Tokenizer, read_tokenizers
-from forge.merge.vocabulary_types import RowMap, RowOrigin, VocabularyPlan
-from forge.merge.vocabulary_union import NewToken, extend_tokenizer
+from forge.merge.vocabulary.source import RemappedSource, remap
+from forge.merge.vocabulary.tokens import Tokenizer, read_tokenizers
+from forge.merge.vocabulary.types import RowMap, RowOrigin, VocabularyPlan
+from forge.merge.vocabulary.union import NewToken, extend_tokenizer
 from forge.recipes.merge_entries import TokenizerEntry
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference

@@ -17,7 +17,7 @@ from typing import Final
 from forge.checkpoints.chat_templates import dump_json
 from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import IncompatibleError
-from forge.merge.vocabulary_tokens import ADDED_TOKENS, TOKENIZER_JSON, Tokenizer
+from forge.merge.vocabulary.tokens import ADDED_TOKENS, TOKENIZER_JSON, Tokenizer
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _FLAGS: Final = ("lstrip", "normalized", "rstrip", "single_word", "special")

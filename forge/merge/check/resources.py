@@ -11,7 +11,7 @@ from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.partial import PARTIAL_SUFFIX
-from forge.merge.check_report import Notebook
+from forge.merge.check.report import Notebook
 from forge.merge.plan import MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference

@@ -13,10 +13,10 @@ from typing import Final
 
 from forge.checkpoints.sidecars import LayerOrigin, layer_entries, merged_config
 from forge.core.errors import ForgeError
-from forge.merge.check_report import Notebook
-from forge.merge.check_rope import rope_of
-from forge.merge.check_special_ids import SPECIAL_IDS
-from forge.merge.check_stack import Subject, contributors, leader
+from forge.merge.check.report import Notebook
+from forge.merge.check.rope import rope_of
+from forge.merge.check.special_ids import SPECIAL_IDS
+from forge.merge.check.stack import Subject, contributors, leader
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 

@@ -18,11 +18,11 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
-from forge.merge.check_configs import check_configs, check_same_models
-from forge.merge.check_report import CheckReport, Finding, ModelFacts, Notebook, some
-from forge.merge.check_resources import check_resources
-from forge.merge.check_special_ids import check_special_ids
-from forge.merge.check_stack import (
+from forge.merge.check.configs import check_configs, check_same_models
+from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, some
+from forge.merge.check.resources import check_resources
+from forge.merge.check.special_ids import check_special_ids
+from forge.merge.check.stack import (
     Subject,
     is_written,
     leader,
@@ -30,11 +30,11 @@ from forge.merge.check_stack import (
     vocabulary_models,
     written_tensors,
 )
-from forge.merge.check_tensors import check_tensors
-from forge.merge.check_tokenizers import check_tokenizers
-from forge.merge.check_values import check_filters, check_values
+from forge.merge.check.tensors import check_tensors
+from forge.merge.check.tokenizers import check_tokenizers
+from forge.merge.check.values import check_filters, check_values
 from forge.merge.plan import MergePlan, build_plan
-from forge.merge.vocabulary import RemappedSource, VocabularyPlan, plan_vocabulary, remap
+from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 

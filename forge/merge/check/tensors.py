@@ -8,8 +8,8 @@ from typing import Final
 
 from forge.checkpoints.header import TensorInfo
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
-from forge.merge.check_report import Notebook, listed, some
-from forge.merge.check_stack import Subject, WrittenTensor, leader, vocabulary_models
+from forge.merge.check.report import Notebook, listed, some
+from forge.merge.check.stack import Subject, WrittenTensor, leader, vocabulary_models
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 

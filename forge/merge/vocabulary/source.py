@@ -27,7 +27,7 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import IncompatibleError, OutputError
-from forge.merge.vocabulary_types import RowMap, RowOrigin, VocabularyPlan
+from forge.merge.vocabulary.types import RowMap, RowOrigin, VocabularyPlan
 from forge.recipes.reference import ModelReference
 
 _CHUNK_BYTES: Final = 4 << 20

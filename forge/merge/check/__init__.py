@@ -1,0 +1,1 @@
+"""Find what speaks against a merge from headers and configurations alone."""

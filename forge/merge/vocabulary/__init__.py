@@ -1,0 +1,1 @@
+"""Bring the vocabularies of models with different tokenizers into one order."""
