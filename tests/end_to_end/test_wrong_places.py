@@ -309,15 +309,19 @@ def test_two_merges_into_one_folder(large: Path) -> None:
     first = start(["merge", "recipe.yaml", "--out", out, "--threads", "1"], cwd=large)
     assert wait_for_tensors(first, out, 1)
     first.send_signal(signal.SIGSTOP)
-    held = num_finished(out)
-    before = tree(large)
-    second = forge("merge", "recipe.yaml", "--out", out, cwd=large)
-    other_recipe = forge("merge", "recipe.yaml", "--out", out, "--seed", "5", cwd=large)
-    for outcome in (second, other_recipe):
-        _assert_refused(outcome, "being written by another merge", str(first.pid), "contested")
-    assert tree(large) == before
-    assert num_finished(out) == held
-    first.send_signal(signal.SIGCONT)
+    # A thread that is writing stops only after that.
+    os.waitpid(first.pid, os.WUNTRACED)
+    try:
+        held = num_finished(out)
+        before = tree(large)
+        second = forge("merge", "recipe.yaml", "--out", out, cwd=large)
+        other_recipe = forge("merge", "recipe.yaml", "--out", out, "--seed", "5", cwd=large)
+        for outcome in (second, other_recipe):
+            _assert_refused(outcome, "being written by another merge", str(first.pid), "contested")
+        assert tree(large) == before
+        assert num_finished(out) == held
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert finish(first).code == 0
     assert not partial_of(out).exists()
     assert forge("merge", "recipe.yaml", "--out", "alone", cwd=large).code == 0
