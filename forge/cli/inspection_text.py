@@ -69,7 +69,7 @@ def _origin(manifest: Manifest, width: int | None) -> list[str]:
         *([f"  formula     {row.formula}"] if row else []),
         f"  recipe      {manifest.content.get('recipe_file') or '(built in memory)'}"
         + (f", seed {recipe.get('seed')}" if row is not None and row.random else ""),
-        f"  parameters  {_parameters(recipe.get('parameters'))}",
+        *_parameter_lines(recipe),
         f"  content     {manifest.content_digest}",
     ]
     cells = []
@@ -90,9 +90,26 @@ def _origin(manifest: Manifest, width: int | None) -> list[str]:
     return ["\n".join(lines), inputs if cells else ""]
 
 
-def _parameters(parameters: object) -> str:
-    if not isinstance(parameters, Mapping) or not parameters:
-        return "none for the whole merge"
+def _parameter_lines(recipe: Mapping[str, object]) -> list[str]:
+    """List what holds for the whole merge, then what each model has of its own."""
+    models = recipe.get("models")
+    own = {
+        str(entry.get("model")): entry["parameters"]
+        for entry in (models if isinstance(models, list) else [])
+        if isinstance(entry, Mapping) and isinstance(entry.get("parameters"), Mapping)
+    }
+    shared = recipe.get("parameters")
+    shared = shared if isinstance(shared, Mapping) else {}
+    # A default that every model replaces would only mislead.
+    replaced = set.intersection(*(set(values) for values in own.values())) if own else set()
+    kept = {name: value for name, value in shared.items() if name not in replaced}
+    lines = [f"  parameters  {_parameters(kept) or 'none for the whole merge'}"]
+    return lines + [
+        f"              {model}: {_parameters(values)}" for model, values in own.items()
+    ]
+
+
+def _parameters(parameters: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={_value(value)}" for name, value in parameters.items())
 
 
