@@ -126,6 +126,11 @@ def _drop_all(start: int, count: int, factors: npt.NDArray[Any]) -> None:
 class _Ranked:
     """Computes the factors of DELLA for whole rows of one task vector."""
 
+    _PIECE = 1 << 17
+    """Elements ranked in one go: keys and factors then stay in the second-level cache."""
+
+    _MOST_COLUMN_BITS = 16
+
     def __init__(
         self,
         operands: Operands,
@@ -140,36 +145,73 @@ class _Ranked:
         self._width = width
         lowest = density - epsilon if width > 1 else density
         step = 2 * epsilon / (width - 1) if width > 1 else 0.0
-        self._params = np.array([lowest, step, by_density], np.float64)
+        self._params = np.array([by_density], np.float64)
         self._stream = stream
         self._pair = operands.select([0, 1 + model], has_base=True)
+        self._is_single = self._pair.compute == "float32"
+        self._chances = (lowest + step * np.arange(width)).astype(self._pair.compute)
         self._keys_pass = self._pair.plan("della.keys", rows=2)
         self._factors_pass = self._pair.plan("della.factors", rows=3)
-        self._keys = np.empty(0, np.uint64)
+        self._column_bits = (width - 1).bit_length()
+        self._is_narrow = self._is_single and self._column_bits <= self._MOST_COLUMN_BITS
+        rows = max(1, min(self._PIECE, operands.numel) // width)
+        self._keys = np.empty(rows * width, np.uint32)
+        self._inexact = np.zeros(rows, np.uint32)
 
     def fill(self, start: int, count: int, factors: npt.NDArray[Any]) -> None:
         """Write the factors of ``count`` elements from ``start``; both fall between rows."""
-        if len(self._keys) < count:
-            self._keys = np.empty(count, np.uint64)
+        piece = len(self._keys)
+        for first in range(0, count, piece):
+            self._fill_piece(start + first, factors[first : min(first + piece, count)])
+
+    def _fill_piece(self, start: int, factors: npt.NDArray[Any]) -> None:
+        count = len(factors)
         keys = self._keys[:count]
-        if self._pair.compute == "float32":
-            addresses = np.array([address_of(keys)], np.int64)
-            self._keys_pass.reduce(counts=addresses, start=start, count=count, chunk=count)
+        if self._is_single:
+            # The factors' place holds the magnitudes until the ranks are known.
+            addresses = [
+                address_of(factors),
+                address_of(keys) if self._is_narrow else 0,
+                address_of(self._inexact),
+                self._column_bits,
+            ]
+            self._keys_pass.reduce(
+                counts=np.array(addresses, np.int64), start=start, count=count, chunk=count
+            )
+        if self._is_narrow:
             keys.reshape(-1, self._width).sort(axis=1)
+        elif self._is_single:
+            keys[:] = self._long_keys(factors.view(np.uint32))
         else:
             keys[:] = self._double_keys(start, count)
-        counts = np.array(
-            [address_of(keys), address_of(factors), self._stream.key, self._stream.stream], np.int64
-        )
+        counts = [
+            address_of(keys),
+            address_of(factors),
+            address_of(self._inexact),
+            address_of(self._chances),
+            self._column_bits,
+            self._stream.key,
+            self._stream.stream,
+        ]
         self._factors_pass.reduce(
-            params=self._params, counts=counts, start=start, count=count, chunk=count
+            params=self._params,
+            counts=np.array(counts, np.int64),
+            start=start,
+            count=count,
+            chunk=count,
         )
 
-    def _double_keys(self, start: int, count: int) -> npt.NDArray[np.uint64]:
+    def _long_keys(self, magnitudes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Rank rows so long that their columns leave too few bits of 32 for the magnitudes."""
+        keys = magnitudes.reshape(-1, self._width).astype(np.uint64) << 32
+        keys |= np.arange(self._width - 1, -1, -1, dtype=np.uint64)
+        keys.sort(axis=1)
+        return keys.reshape(-1).astype(np.uint32)
+
+    def _double_keys(self, start: int, count: int) -> npt.NDArray[np.uint32]:
         """Rank float64 task vectors, whose magnitudes do not fit beside a column in 64 bits."""
         base, model = (self._pair.values(index, start, count) for index in (0, 1))
         magnitudes = np.abs(model - base).reshape(-1, self._width)[:, ::-1]
         # Reversed, a stable sort puts the highest column first among equals.
-        order = np.argsort(magnitudes, axis=1, kind="stable").astype(np.uint64)
-        columns = np.uint64(self._width - 1) - order
-        return (np.uint64(0xFFFFFFFF) - columns).reshape(-1)
+        order = np.argsort(magnitudes, axis=1, kind="stable")
+        return order.reshape(-1).astype(np.uint32)

@@ -1,8 +1,15 @@
 """The loops of DELLA: rank within a row, drop by rank.
 
-Each element becomes one 64-bit key, magnitude bits above and inverted column below, so that a
-plain sort of the row ranks it: smallest first and, among equal magnitudes, the lowest column
-last, which counts as the largest. The sort itself is numpy's. Imported only to compile.
+Each element becomes one 32-bit key, what fits of its magnitude above and its inverted column
+below, so that a plain sort of the row ranks it: smallest first and, among equal magnitudes, the
+lowest column last, which counts as the largest. The sort itself is numpy's, which takes half the
+time for keys of 32 bits that it takes for keys of 64.
+
+Beside the column there is no room for all 31 bits of a magnitude. But the magnitudes of a row
+span few octaves, so the bits are counted from the smallest magnitude that is not zero, and
+differences of bfloat16 numbers end in zeros. What still does not fit is cut off; the full
+magnitudes wait in the place of the factors, and rows that lost a bit are put in order by them
+after the sort. Imported only to compile.
 """
 
 from __future__ import annotations
@@ -11,35 +18,150 @@ import numpy as np
 from numba import carray
 
 from forge.kernels.cpu.layout import BLOCK
-from forge.kernels.cpu.memory import pointer, read_block
+from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block
 from forge.kernels.cpu.philox import fill
 from forge.kernels.cpu.selection import magnitude_bits
 
-_LAST = np.uint64(0xFFFFFFFF)
-_WORD = np.uint64(32)
 _RANGE = 4294967296.0
+_ONE = np.uint32(1)
+_ALIGNED = np.uint32(0xFFFF0000)
+_WORD = np.uint64(32)
+_MANTISSA = np.uint64(52)
+_BIAS = 1022
+_MOVES = 8
+
+
+@inlined
+def _part(address, start, count):
+    """View uint32 numbers from ``start``; a view that begins at 0 needs no signed offsets.
+
+    numba checks a signed sum for wrapping wherever it is an index, and then nothing vectorizes.
+    """
+    return carray(pointer(address + 4 * start), count, np.uint32)
+
+
+@inlined
+def _row_keys(magnitudes, target, width, column_bits):
+    """Write the keys of one row; return the bits that they lack, 0 when they are exact."""
+    greatest = np.uint32(0)
+    below = np.uint32(0xFFFFFFFF)
+    for i in range(width):
+        magnitude = magnitudes[i]
+        less = np.uint32(magnitude - _ONE)  # 0 wraps around and does not count
+        greatest = max(greatest, magnitude)
+        below = min(below, less)
+    # Aligned beyond all that can be cut off, the floor leaves zeros at the end as they are.
+    floor = np.uint32(below & _ALIGNED)
+    span = np.int64(greatest) - np.int64(floor)
+    # The exponent of a number tells how many bits it has.
+    span_bits = np.int64(bits_of(np.float64(max(span, 0))) >> _MANTISSA) - _BIAS
+    cut = max(span_bits + column_bits - 32, 0)
+    scale = np.uint32(np.int64(1) << (column_bits - cut))
+    lost = np.uint32((np.int64(1) << cut) - 1)
+    high = np.uint32(0xFFFFFFFF - ((np.int64(1) << column_bits) - 1))
+    missing = np.uint32(0)
+    last = np.uint32(width - 1)
+    for i in range(width):
+        # numba widens uint32 arithmetic; LLVM narrows a product again, but not a shift.
+        height = np.uint32(max(magnitudes[i], floor) - floor)
+        missing |= np.uint32(height & lost)
+        target[i] = np.uint32(height * scale) & high | np.uint32(last - np.uint32(i))
+    return missing
 
 
 def keys(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
-    """Write the keys of the rows of one task vector to counts[0] (address of uint64[count]).
+    """Write the magnitudes of the rows of one task vector, and their keys.
 
-    inputs: the base and one model. Cuts fall between rows. float32 only.
+    inputs: the base and one model. counts: address of the magnitudes (uint32[count]) · of the
+    keys (uint32[count]), 0 for none · of one uint32 a row, not 0 when its keys are inexact · bits
+    for the column, at most 16. Cuts fall between rows. float32 only.
     """
-    target = carray(pointer(counts[0]), count, np.uint64)
+    missing = _part(counts[2], 0, count // width)
     base = work[0]
     x = work[1]
+    row = 0
     for offset in range(0, count, BLOCK):
         size = min(BLOCK, count - offset)
         read_block(readers[0], inputs[0], start + offset, size, work, 0)
         read_block(readers[1], inputs[1], start + offset, size, work, 1)
-        column = (start + offset) % width
+        magnitudes = _part(counts[0], offset, size)
         for i in range(size):
-            magnitude = np.uint64(magnitude_bits(x[i] - base[i]))
-            target[offset + i] = (magnitude << _WORD) | (_LAST - np.uint64(column))
-            column += 1
-            column = column if column < width else 0
+            magnitudes[i] = magnitude_bits(x[i] - base[i])
+        if counts[1] != 0:
+            while (row + 1) * width <= offset + size:
+                magnitudes = _part(counts[0], row * width, width)
+                target = _part(counts[1], row * width, width)
+                missing[row] = _row_keys(magnitudes, target, width, counts[3])
+                row += 1
+
+
+@inlined
+def _order(magnitudes, sorted_keys, last, mask, width):
+    """Put the keys of a row in the order of the full magnitudes that they stand for.
+
+    The few elements that are out of order move a few places. Where they turn out to be many, a
+    Shell sort takes over, so that no row takes quadratic time.
+    """
+    moves = _MOVES * width
+    previous = np.uint32(0)
+    for i in range(width):
+        key = sorted_keys[i]
+        magnitude = magnitudes[last - np.uint64(key & mask)]
+        if magnitude >= previous:
+            previous = magnitude
+            continue
+        place = i
+        while place > 0:
+            other = sorted_keys[place - 1]
+            if magnitudes[last - np.uint64(other & mask)] <= magnitude:
+                break
+            sorted_keys[place] = other
+            place -= 1
+        sorted_keys[place] = key
+        moves -= i - place
+        if moves < 0:
+            _shell_sort(magnitudes, sorted_keys, last, mask, width)
+            return
+
+
+@inlined
+def _wide_key(magnitudes, key, last, mask):
+    column = np.uint64(key & mask)
+    return (np.uint64(magnitudes[last - column]) << _WORD) | column
+
+
+@inlined
+def _shell_sort(magnitudes, sorted_keys, last, mask, width):
+    gap = 1
+    while gap < width // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, width):
+            key = sorted_keys[i]
+            wide = _wide_key(magnitudes, key, last, mask)
+            place = i
+            while place >= gap:
+                other = sorted_keys[place - gap]
+                if _wide_key(magnitudes, other, last, mask) <= wide:
+                    break
+                sorted_keys[place] = other
+                place -= gap
+            sorted_keys[place] = key
+        gap //= 3
+
+
+@inlined
+def _drop(chances, words, size, inverse):
+    """Turn the chance p of each element into its factor."""
+    zero = chances.dtype.type(0)
+    one = chances.dtype.type(1)
+    whole = chances.dtype.type(_RANGE)
+    for i in range(size):
+        p = chances[i]
+        kept = one / p if inverse else one
+        chances[i] = kept if chances.dtype.type(words[i]) < p * whole else zero
 
 
 def factors(
@@ -47,29 +169,28 @@ def factors(
 ):
     """Turn sorted keys into one factor an element: 0 when dropped, else 1/p or 1.
 
-    params: p of rank 0 · step of p from rank to rank · 1 to divide by p. counts: address of the
-    sorted keys · address of the factors (work type) · key · stream. ``start`` is the position of
-    the first row in the tensor.
+    params: 1 to divide by p. counts: address of the sorted keys (uint32[count]) · of the factors
+    (work type), which hold the magnitudes of the rows whose keys are inexact · of one uint32 a
+    row, not 0 when they are · of p of every rank (work type) · bits for the column · key ·
+    stream. ``start`` is the position of the first row in the tensor.
     """
-    sorted_keys = carray(pointer(counts[0]), count, np.uint64)
-    result = carray(pointer(counts[1]), count, work.dtype)
-    real = work.dtype.type
-    zero = real(0)
-    one = real(1)
-    inverse = params[2] != 0.0
+    missing = _part(counts[2], 0, count // width)
+    chances = carray(pointer(counts[3]), width, work.dtype)
+    mask = np.uint32((np.int64(1) << counts[4]) - 1)
+    last = np.uint64(width - 1)
     for row in range(count // width):
-        origin = row * width
+        sorted_keys = _part(counts[0], row * width, width)
+        if missing[row] != 0:
+            magnitudes = _part(counts[1], row * width, width)
+            _order(magnitudes, sorted_keys, last, mask, width)
+        result = carray(pointer(counts[1] + row * width * work.itemsize), width, work.dtype)
         for rank in range(width):
-            column = np.int64(_LAST - (sorted_keys[origin + rank] & _LAST))
-            result[origin + column] = real(params[0] + params[1] * rank)
+            result[last - np.uint64(sorted_keys[rank] & mask)] = chances[rank]
     words = work[2].view(np.uint32)
     stride = BLOCK - 64  # room for a first group that begins before the block
     for offset in range(0, count, stride):
         size = min(stride, count - offset)
         lead = (start + offset) & np.int64(63)
-        fill(words, counts[2], counts[3], start + offset - lead, lead + size)
-        for i in range(size):
-            p = result[offset + i]
-            keep = real(words[lead + i]) < p * real(_RANGE)
-            kept = one / p if inverse else one
-            result[offset + i] = kept if keep else zero
+        fill(words, counts[5], counts[6], start + offset - lead, lead + size)
+        result = carray(pointer(counts[1] + offset * work.itemsize), size, work.dtype)
+        _drop(result, _part(words.ctypes.data, lead, size), size, params[0] != 0.0)
