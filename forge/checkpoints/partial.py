@@ -25,6 +25,9 @@ from forge.core.errors import OutputError
 PARTIAL_SUFFIX: Final = ".forge-partial"
 _JOURNAL_VERSION: Final = 1
 
+_ENTRIES: Final = frozenset({"lock", "journal.jsonl", "output", "recipe.yaml", "mergekit.log"})
+"""Everything that forge, with either engine, puts into a partial folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
@@ -66,6 +69,7 @@ class PartialLock:
         self._descriptor = self._acquire(out)
 
     def _acquire(self, out: Path) -> int:
+        _refuse_foreign(self._path.parent)
         while True:
             self._path.parent.mkdir(exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -103,6 +107,19 @@ class PartialLock:
                 self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to take over what forge has not made, because a partial folder gets emptied."""
+    is_ours = not folder.is_symlink() and (
+        not folder.exists()
+        or (folder.is_dir() and all(entry.name in _ENTRIES for entry in folder.iterdir()))
+    )
+    if not is_ours:
+        raise OutputError(
+            f"'{folder}' is where an unfinished merge is kept, and what is there is not one of "
+            "forge's. Move it away, or choose another output folder."
+        )
 
 
 def read_journal(path: Path) -> Journal | None:

@@ -123,4 +123,5 @@ def manifest_bytes(manifest: Mapping[str, object]) -> bytes:
         else:
             text = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
             lines.append(f"  {json.dumps(key)}: {text}")
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    # A file name need not be UTF-8; its stray bytes are escaped as JSON escapes them.
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode(errors="backslashreplace")

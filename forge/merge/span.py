@@ -11,20 +11,22 @@ from typing import Literal
 
 import numpy as np
 
+from forge.kernels.cpu.layout import MOST_UNROLLED
 from forge.kernels.operands import CHUNK, Float64s, Operands
 
 Axis = Literal["tensor", "rows", "columns"]
 
-GRAM_KERNELS: dict[Axis, str] = {
-    "tensor": "spans.gram",
-    "rows": "spans.gram_rows",
-    "columns": "spans.gram_columns",
-}
-COMBINE_KERNELS: dict[Axis, str] = {
-    "tensor": "spans.combine",
-    "rows": "spans.combine_rows",
-    "columns": "spans.combine_columns",
-}
+
+def _gram_kernel(axis: Axis, num_models: int) -> str:
+    if axis == "tensor":
+        return f"spans.gram_{2 if num_models == 2 else 'any'}"
+    return f"spans.gram_{axis}"
+
+
+def _combine_kernel(axis: Axis, num_models: int) -> str:
+    if axis == "tensor":
+        return f"spans.combine_{num_models if num_models <= MOST_UNROLLED else 'any'}"
+    return f"spans.combine_{axis}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ def gram(operands: Operands, axis: Axis = "tensor") -> Gram:
     num_vectors = {"tensor": 1, "rows": operands.num_rows, "columns": _width(operands, axis)}[axis]
     stats = np.zeros(num_pairs * num_vectors)
     counts = np.zeros(len(operands.inputs), np.int64)
-    run = operands.plan(GRAM_KERNELS[axis], rows=len(operands.inputs), width=_width(operands, axis))
+    run = operands.plan(
+        _gram_kernel(axis, count), rows=len(operands.inputs), width=_width(operands, axis)
+    )
     run.reduce(stats=stats, counts=counts, chunk=_chunk(operands, axis))
     order = (num_pairs, num_vectors) if axis == "columns" else (num_vectors, num_pairs)
     triangles = stats.reshape(order)
@@ -101,7 +105,9 @@ def combine(
     params = np.append(params.reshape(-1), divisor)
     counts = np.zeros(len(operands.inputs) + 1, np.int64)
     run = operands.plan(
-        COMBINE_KERNELS[axis], rows=len(operands.inputs) + 2, width=_width(operands, axis)
+        _combine_kernel(axis, operands.num_models),
+        rows=len(operands.inputs) + 2,
+        width=_width(operands, axis),
     )
     run.write(
         params=params,

@@ -13,7 +13,7 @@ from forge.core.errors import Problem, RecipeError
 _FORM = "Write a model as 'path', 'path@revision', 'model+lora' or 'model@revision+lora@revision'."
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class ModelReference:
     """A model as a recipe names it.
 
@@ -26,6 +26,10 @@ class ModelReference:
     path: str
     revision: str | None = None
     lora: ModelReference | None = None
+
+    def __lt__(self, other: ModelReference) -> bool:
+        """Order by what the recipe says; a missing revision is no value to compare."""
+        return str(self) < str(other)
 
     @classmethod
     def parse(cls, text: str) -> ModelReference:

@@ -42,7 +42,7 @@ UNREACHABLE: Final = (
 """Symbols of numba's runtime that object code may name but never calls; see ``_binding``."""
 
 MOST_UNROLLED: Final = 4
-"""Models up to which the task-vector kernel is compiled for their number."""
+"""Models up to which kernels are compiled for their number."""
 
 DENSE: Final = 0
 DROP: Final = 1

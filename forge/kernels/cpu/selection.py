@@ -54,16 +54,12 @@ def count_digit(x, size, shift, digit_bits, prefix, histogram):
     else:
         first = prefix << (shift + digit_bits)
         last = first + (np.int64(1) << (shift + digit_bits))
-        # Few elements share the prefix, so whole blocks are passed over by a vector loop.
-        hits = np.int32(0)
+        # Unsigned, one comparison tells both borders.
+        span = np.uint64(last - first)
         for i in range(size):
-            bits = np.int64(magnitude_bits(x[i]))
-            hits += np.int32((bits >= first) & (bits < last))
-        if hits:
-            for i in range(size):
-                bits = np.int64(magnitude_bits(x[i]))
-                if first <= bits < last:
-                    histogram[(np.uint64(bits) >> below) & mask] += 1
+            above = np.uint64(magnitude_bits(x[i])) - np.uint64(first)
+            if above < span:
+                histogram[(above >> below) & mask] += 1
 
 
 @inlined

@@ -10,7 +10,10 @@ Imported only to compile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numba import njit
 
 from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
@@ -30,21 +33,41 @@ def _read_all(inputs, readers, has_base, position, size, counts, work):
                 x[i] -= base[i]
 
 
-def gram(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Add the lower triangle of the Gram matrix of the inputs (with a base: of δ) to stats.
+def _gram_kernel(num_models: int) -> Callable[..., object]:
+    """Make ``gram`` for two vectors, whose three sums share one loop, or for any number (0)."""
 
-    counts[m]: whether input m holds a value that is not finite.
-    """
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        _read_all(inputs, readers, has_base, start + offset, size, counts, work)
-        pair = 0
-        for m in range(has_base, len(inputs)):
-            for other in range(has_base, m + 1):
-                stats[pair] += dot(work[m], work[other], size)
-                pair += 1
+    # The sums may be reordered: they are float64, see ``reductions``.
+    @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+    def triangle_of_two(x, y, size, stats):
+        first = 0.0
+        inner = 0.0
+        second = 0.0
+        for i in range(size):
+            left = np.float64(x[i])
+            right = np.float64(y[i])
+            first += left * left
+            inner += left * right
+            second += right * right
+        stats[0] += first
+        stats[1] += inner
+        stats[2] += second
+
+    def gram(
+        inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+    ):
+        for offset in range(0, count, BLOCK):
+            size = min(BLOCK, count - offset)
+            _read_all(inputs, readers, has_base, start + offset, size, counts, work)
+            if num_models == 2:
+                triangle_of_two(work[has_base], work[has_base + 1], size, stats)
+            else:
+                pair = 0
+                for m in range(has_base, len(inputs)):
+                    for other in range(has_base, m + 1):
+                        stats[pair] += dot(work[m], work[other], size)
+                        pair += 1
+
+    return gram
 
 
 def gram_rows(
@@ -86,36 +109,50 @@ def gram_columns(
                     pair += width
 
 
-def combine(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Write Σ c·x / d, or base + Σ c·δ / d when there is a base.
+def _combine_kernel(num_models: int) -> Callable[..., object]:
+    """Make ``combine`` for a number of models that is unrolled, or for any number (0)."""
 
-    params: one c for each model, then d (apart, so that sums which cancel stay zero).
+    @inlined
+    def sum_unrolled(rows, total, size, params):
+        for i in range(size):
+            summed = 0.0
+            for m in range(num_models):
+                summed += params[m] * np.float64(rows[m, i])
+            total[i] = summed
 
-    counts[m]: whether input m is not finite; counts[number of inputs]: whether the result is.
-    """
-    num_inputs = len(inputs)
-    total = wide(work, num_inputs)
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        _read_all(inputs, readers, has_base, start + offset, size, counts, work)
+    @inlined
+    def sum_rows(rows, total, size, params):
         for i in range(size):
             total[i] = 0.0
-        for m in range(has_base, num_inputs):
-            x = work[m]
-            coefficient = params[m - has_base]
+        for m in range(len(params) - 1):
+            x = rows[m]
+            coefficient = params[m]
             for i in range(size):
                 total[i] += coefficient * np.float64(x[i])
-        divisor = params[num_inputs - has_base]
-        if divisor != 1.0:
-            for i in range(size):
-                total[i] /= divisor
-        if has_base:
-            base = work[0]
-            for i in range(size):
-                total[i] += np.float64(base[i])
-        counts[num_inputs] |= write_block(writer, output, offset, size, work, num_inputs)
+
+    add = sum_unrolled if num_models else sum_rows
+
+    def combine(
+        inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+    ):
+        num_inputs = len(inputs)
+        total = wide(work, num_inputs)
+        # A division costs more than all the rest; the product is as good before one rounding.
+        factor = 1.0 / params[num_inputs - has_base]
+        for offset in range(0, count, BLOCK):
+            size = min(BLOCK, count - offset)
+            _read_all(inputs, readers, has_base, start + offset, size, counts, work)
+            add(work[has_base:num_inputs], total, size, params)
+            if factor != 1.0:
+                for i in range(size):
+                    total[i] *= factor
+            if has_base:
+                base = work[0]
+                for i in range(size):
+                    total[i] += np.float64(base[i])
+            counts[num_inputs] |= write_block(writer, output, offset, size, work, num_inputs)
+
+    return combine
 
 
 def combine_rows(
@@ -172,3 +209,19 @@ def combine_columns(
             counts[num_inputs] |= write_block(
                 writer, output, position - start, size, work, num_inputs
             )
+
+
+def __getattr__(name: str) -> Callable[..., object]:
+    """Make a kernel from its name.
+
+    ``gram_2`` and ``gram_any`` add the lower triangle of the Gram matrix of the inputs (with a
+    base: of δ) to stats. ``combine_<models or any>`` writes Σ c·x / d, or base + Σ c·δ / d when
+    there is a base; params: one c for each model, then d (apart, so that sums which cancel stay
+    zero). counts[m]: whether input m is not finite; counts[number of inputs]: whether the result
+    is.
+    """
+    word, _, models = name.partition("_")
+    if word in ("gram", "combine") and (models == "any" or models.isdigit()):
+        make = _gram_kernel if word == "gram" else _combine_kernel
+        return make(0 if models == "any" else int(models))
+    raise AttributeError(name)

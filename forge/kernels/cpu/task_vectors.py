@@ -286,12 +286,41 @@ def _unrolled_combination(num_models: int, vote: str) -> Callable[..., object]:
     return combine
 
 
+@inlined
+def _inverse(value):
+    return 1.0 / value if value != 0.0 else 1.0
+
+
+@inlined
+def _mean_of_two(work, ignored, size, params):
+    """As the ``mean`` combination for two models, without a division for each element."""
+    rows = work[WORK_HEAD:]
+    base = work[BASE]
+    total = wide(work, TOTAL)
+    first_factor = params[PARAMS_HEAD] * params[PARAMS_HEAD + 1]
+    second_factor = params[PARAMS_HEAD + 2] * params[PARAMS_HEAD + 3]
+    for_first = _inverse(params[PARAMS_HEAD])
+    for_second = _inverse(params[PARAMS_HEAD + 2])
+    for_both = _inverse(params[PARAMS_HEAD] + params[PARAMS_HEAD + 2])
+    for i in range(size):
+        first = first_factor * np.float64(rows[0, i])
+        second = second_factor * np.float64(rows[1, i])
+        is_positive = first + second >= 0.0
+        first_agrees = (first if is_positive else -first) > 0.0
+        second_agrees = (second if is_positive else -second) > 0.0
+        summed = (first if first_agrees else 0.0) + (second if second_agrees else 0.0)
+        alone = for_first if first_agrees else for_second
+        summed *= for_both if first_agrees & second_agrees else alone
+        total[i] = np.float64(base[i]) + params[0] * summed
+
+
 def _merge_kernel(num_models: int, vote: str, kind: str) -> Callable[..., object]:
     """Make the kernel for this many models, or for any number when it is 0."""
     sparsify = _sparsifier(kind)
     if num_models:
         diagnose = _unrolled_diagnosis(num_models)
-        combine = _unrolled_combination(num_models, vote)
+        pair_mean = num_models == 2 and vote == "mean"
+        combine = _mean_of_two if pair_mean else _unrolled_combination(num_models, vote)
     else:
         diagnose = _diagnose_rows
         combine = _combination_of_rows(vote)
