@@ -218,6 +218,11 @@ main()
 """
 
 
+def _default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "kill"]
 )
@@ -233,6 +238,8 @@ def test_a_stopped_merge_is_resumed_by_the_same_command(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests may run in the background, where a shell has SIGINT ignored.
+        preexec_fn=_default_signals,
     )
     journal = workplace / "out.forge-partial" / "journal.jsonl"
     deadline = time.monotonic() + 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def start(
         environment: Variables to set beside those of this process.
         before: Called in the new process before the program begins.
     """
+
+    def prepare() -> None:
+        # A shell starts what runs in the background with SIGINT ignored, and tests may run there.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if before is not None:
+            before()
+
     return subprocess.Popen(
         [sys.executable, "-m", "forge", *map(str, arguments)],
         cwd=cwd,
@@ -59,7 +68,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=before,
+        preexec_fn=prepare,
     )
 
 
