@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types
@@ -80,6 +81,21 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
         entry = cfunc(types.int64(*[word] * 4))(block_entry)
     else:
         entry = cfunc(types.void(*[word] * 17))(merge_entry)
+    return _object_code(function, entry)
+
+
+def compile_words(function: Callable[..., object], num_words: int) -> Compiled:
+    """Compile a kernel whose arguments are all int64.
+
+    Args:
+        function: The kernel.
+        num_words: How many arguments it takes.
+    """
+    entry = cfunc(types.void(*[types.int64] * num_words), nogil=True, error_model="numpy")(function)
+    return _object_code(function, entry)
+
+
+def _object_code(function: Callable[..., object], entry: Any) -> Compiled:
     # The wrapper carries the C calling convention; native_name is numba's internal function.
     library = entry._library
     _refuse_foreign_symbols(function.__qualname__, library)

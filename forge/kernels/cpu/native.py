@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MERGE_WORDS: Final = 17
-_BLOCK_WORDS: Final = 4
+_SHARED: Final = ("entries.py", "layout.py", "memory.py", "native.py")
 
 
 @cache
@@ -73,11 +73,18 @@ def _binding() -> Any:
 
 
 @cache
-def fingerprint() -> str:
-    """Return a digest of all that the machine code depends on: sources, compilers, CPU."""
+def fingerprint(package: str = "") -> str:
+    """Return a digest of all that the machine code depends on: sources, compilers, CPU.
+
+    Args:
+        package: Folder below ``forge/kernels/cpu`` whose kernels are meant; by default the
+            merge kernels, which lie in it directly.
+    """
     llvm = _binding()
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    shared = [here / name for name in _SHARED] if package else []
+    for source in [*shared, *sorted((here / package).glob("*.py"))]:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     for package in ("numba", "llvmlite", "numpy"):
         digest.update(f"{package}=={importlib.metadata.version(package)}\n".encode())
@@ -95,9 +102,9 @@ def cache_root() -> Path:
 
 
 @cache
-def _folder() -> Path | None:
+def _folder(package: str) -> Path | None:
     """Return the private folder for object code, or ``None`` when there can be none."""
-    folder = cache_root() / "kernels" / fingerprint()
+    folder = cache_root() / "kernels" / fingerprint(package)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
@@ -117,7 +124,7 @@ class _Loaded:
     keep: list[object] = field(default_factory=list)
 
 
-_loaded: dict[tuple[str, Compute], _Loaded] = {}
+_loaded: dict[tuple[str, Compute | int], _Loaded] = {}
 _lock = threading.RLock()
 _listeners: list[Callable[[str], None]] = []
 
@@ -168,32 +175,35 @@ def _link(symbol: str, code: bytes) -> _Loaded:
     return _Loaded(address, [engine, machine])
 
 
-def _compile(module: str, name: str, compute: Compute) -> tuple[Any, str, bytes]:
+def _compile(module: str, name: str, compute: Compute | int) -> tuple[Any, str, bytes]:
     entries = importlib.import_module("forge.kernels.cpu.entries")
     function = getattr(importlib.import_module(f"forge.kernels.cpu.{module}"), name)
-    compiled = entries.compile_entry(function, compute, block=module == "memory")
+    if isinstance(compute, int):
+        compiled = entries.compile_words(function, compute)
+    else:
+        compiled = entries.compile_entry(function, compute, block=module == "memory")
     return compiled.keep, compiled.symbol, compiled.code
 
 
-def address(kernel: str, compute: Compute) -> int:
+def address(kernel: str, compute: Compute | int) -> int:
     """Return the address of a kernel's machine code, compiling it when it is not cached.
 
     Args:
-        kernel: ``module.function`` below ``forge.kernels.cpu``.
-        compute: Type of the work rows.
+        kernel: ``module.function`` or ``package.module.function`` below ``forge.kernels.cpu``.
+        compute: Type of the work rows; of a word kernel, the number of its arguments.
     """
     with _lock:
         known = _loaded.get((kernel, compute))
         if known is not None:
             return known.address
-        folder = _folder()
+        folder = _folder(kernel.rpartition(".")[0].rpartition(".")[0])
         path = folder / f"{kernel}-{compute}.o" if folder else None
         stored = _from_cache(path) if path else None
         if stored is None:
             for listener in _listeners:
                 listener(kernel)
             started = time.perf_counter()
-            module, _, name = kernel.partition(".")
+            module, _, name = kernel.rpartition(".")
             keep, symbol, code = _compile(module, name, compute)
             log.debug(
                 "compiled %s for %s in %.2f s", kernel, compute, time.perf_counter() - started
@@ -209,12 +219,25 @@ def address(kernel: str, compute: Compute) -> int:
 
 
 @cache
-def _prototype() -> Any:
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _MERGE_WORDS)
+def _prototype(num_words: int) -> Any:
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_words)
 
 
 @cache
 def merge_kernel(kernel: str, compute: Compute) -> Callable[..., None]:
     """Return a merge kernel as a callable over the addresses of the module docstring."""
-    function: Callable[..., None] = _prototype()(address(kernel, compute))
+    function: Callable[..., None] = _prototype(_MERGE_WORDS)(address(kernel, compute))
+    return function
+
+
+@cache
+def word_kernel(kernel: str, num_words: int) -> Callable[..., None]:
+    """Return a kernel that takes nothing but int64 arguments: addresses, counts and flags.
+
+    Args:
+        kernel: ``package.module.function`` below ``forge.kernels.cpu``.
+        num_words: How many arguments it takes. It turns addresses into arrays itself, with
+            ``carray(pointer(address), shape, dtype)``.
+    """
+    function: Callable[..., None] = _prototype(num_words)(address(kernel, num_words))
     return function

@@ -1,0 +1,1 @@
+"""Loops over quantized weights. Each is a word kernel: see ``native.word_kernel``."""

@@ -1,0 +1,1 @@
+"""Turn a checkpoint into quantized variants: calibrate, search, round, lay out, write."""

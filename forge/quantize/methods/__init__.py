@@ -1,0 +1,1 @@
+"""How codes, scales and zero points are chosen, one file or folder each."""

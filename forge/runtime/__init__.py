@@ -1,0 +1,1 @@
+"""Load and run every checkpoint that forge emits, on a CPU as well."""
