@@ -6,6 +6,7 @@ Nothing here reads files or judges input; ``forge/recipes/quantize_recipe.py`` d
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +18,15 @@ DEFAULT_GROUP_SIZE: Final = 128
 DEFAULT_MAX_SHARD_SIZE: Final = "5GB"
 DEFAULT_SAMPLES: Final = 128
 DEFAULT_TOKENS: Final = 512
+
+KEYS_OF_SOURCE: Final[Mapping[str, tuple[str, ...]]] = {
+    "self": ("path", "field", "samples", "tokens", "chat_template", "prompts"),
+    "text": ("path", "samples", "tokens"),
+    "jsonl": ("path", "field", "samples", "tokens", "chat_template"),
+    "tokens": ("path",),
+    "hub": ("path", "field", "split", "samples", "tokens", "chat_template"),
+}
+"""What each source of a calibration set takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +52,10 @@ class CalibrationRecipe:
     """Where the tokens come from on which a method watches the model.
 
     Attributes:
-        source: ``self`` (the model writes them), ``text``, ``jsonl`` or ``hub``.
-        path: The file, or the data set's id, ``@revision`` allowed; ``None`` for ``self``.
+        source: ``self`` (the model writes them), ``text``, ``jsonl``, ``tokens`` (stored by an
+            earlier run) or ``hub``.
+        path: The file, or the data set's id, ``@revision`` allowed; for ``self`` a file of
+            prompts, or ``None``.
         field: Which field of a record holds the text (or the chat); ``None`` to find it.
         split: Which split of a data set; ``None`` for ``train``.
         samples: Number of sequences.
@@ -70,8 +82,8 @@ class CalibrationRecipe:
 
     def resolved(self) -> dict[str, object]:
         """Return the recipe's ``calibration`` as plain JSON values; ``seed`` is the recipe's."""
-        keys = dataclasses.asdict(self) | {"prompts": list(self.prompts) or None}
-        del keys["seed"]
+        held = dataclasses.asdict(self) | {"prompts": list(self.prompts) or None}
+        keys = {"source": self.source} | {key: held[key] for key in KEYS_OF_SOURCE[self.source]}
         return {key: value for key, value in keys.items() if value is not None}
 
 
