@@ -44,7 +44,6 @@ TITLE: Final = "AWQ GEMV fast"
 VERSION: Final = "gemv_fast"
 _ROWS: Final = 4
 _STRIDE: Final = 64
-_INFINITY: Final = 0x7C00
 
 
 def parts(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
@@ -76,7 +75,8 @@ def pack(weight: QuantizedWeight) -> dict[str, npt.NDArray[np.generic]]:
     check_weight(weight)
     width = 8 * awq_config.zeros_width(num_in, weight.scheme.group_size)
     products = _products(weight.scales_OG, weight.zeros_OG)
-    if (_zeros(products, weight.scales_OG) != weight.zeros_OG).any():
+    zeros = _zeros(products, weight.scales_OG)
+    if not np.isfinite(products).all() or (zeros != weight.zeros_OG).any():
         raise IncompatibleError(
             f"{TITLE} stores -scale * zero in float16, and a scale of this weight is 0 or too "
             "large for that. Choose another format."
@@ -115,8 +115,9 @@ def unpack(
     scales_OG = np.ascontiguousarray(scales_OX[:, :num_groups])
     products_OG = np.ascontiguousarray(products_OX[:, :num_groups])
     zeros_OG = _zeros(products_OG, scales_OG)
-    again = _products(scales_OG, zeros_OG)
-    if (again.view(np.uint16) != products_OG.view(np.uint16)).any():
+    again_OG = _products(scales_OG, zeros_OG)
+    is_same = again_OG.view(np.uint16) == products_OG.view(np.uint16)
+    if not np.isfinite(products_OG).all() or not is_same.all():
         raise CheckpointError(
             "'qzeros' are not -scale * zero of whole zero points from 0 to 15, rounded to float16."
         )
@@ -176,7 +177,7 @@ def _products(scales_OG: Scales, zeros_OG: Codes) -> Scales:
 
 
 def _zeros(products_OG: Scales, scales_OG: Scales) -> Codes:
-    """Return the zero points; where there is none that gives a product, a wrong one."""
+    """Return the zero points; where none gives the product, one that does not give it either."""
     divisors = np.where(scales_OG > 0, scales_OG, np.float16(1)).astype(np.float32)
     quotients = -products_OG.astype(np.float32) / divisors
     zeros: Codes = np.rint(np.clip(np.nan_to_num(quotients), 0, 15)).astype(np.uint8)
