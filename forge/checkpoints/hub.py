@@ -116,7 +116,7 @@ def remote_source(located: Located, *, label: str) -> HeaderOnlySource:
         CheckpointError: The Hub cannot be reached, or a header is corrupt or hostile.
     """
     files = shard_names(located.root) or (SINGLE_FILE,)
-    with _hub_errors(label), ThreadPoolExecutor(max_workers=_PARALLEL_REQUESTS) as pool:
+    with hub_errors(label), ThreadPoolExecutor(max_workers=_PARALLEL_REQUESTS) as pool:
         headers = list(pool.map(lambda name: _remote_header(located, name), files))
     paths = [located.root / name for name in files]
     return HeaderOnlySource(SafetensorsSource(label, dict(zip(paths, headers, strict=True))))
@@ -146,7 +146,7 @@ def _explain_missing_folder(text: str, folder: Path) -> str:
 def _from_hub(reference: ModelReference, *, weights: bool, adapter: bool) -> Located:
     repository, revision = reference.path, reference.revision
     label = repository if revision is None else f"{repository}@{revision}"
-    with _hub_errors(label):
+    with hub_errors(label):
         from huggingface_hub import snapshot_download
 
         root = Path(
@@ -157,7 +157,7 @@ def _from_hub(reference: ModelReference, *, weights: bool, adapter: bool) -> Loc
         missing = [name for name in wanted if contained_file(root, name) is None]
         if missing and weights:
             snapshot_download(
-                repository, revision=commit, allow_patterns=[_escaped(name) for name in missing]
+                repository, revision=commit, allow_patterns=[escaped(name) for name in missing]
             )
             missing = [name for name in missing if contained_file(root, name) is None]
             if missing:
@@ -168,7 +168,8 @@ def _from_hub(reference: ModelReference, *, weights: bool, adapter: bool) -> Loc
     return Located(root, commit, repository, headers_only=bool(missing))
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
+    """Return a pattern of the Hub's client that matches one file name and no other."""
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
@@ -208,7 +209,15 @@ def _read_range(located: Located, name: str, begin: int, end: int) -> tuple[byte
 
 
 @contextmanager
-def _hub_errors(label: str) -> Iterator[None]:
+def hub_errors(label: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into errors that say what to do.
+
+    Args:
+        label: What the user typed.
+
+    Raises:
+        CheckpointError: Instead of the client's own errors.
+    """
     from huggingface_hub import errors
 
     try:

@@ -29,7 +29,6 @@ _BY_SUFFIX: Final = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".npy": "tokens",
-    ".safetensors": "tokens",
 }
 
 
@@ -110,7 +109,7 @@ def _expanded(value: object, findings: Findings) -> Mapping[str, object] | None:
         findings.add(
             _PATH,
             f"{shown(text)} is no calibration set.{guess} Write 'self' (the model writes it), a "
-            "file (.txt, .jsonl, or the .safetensors of tokens that an earlier run stored), or "
+            "file (.txt, .jsonl, or the calibration_tokens.npy of an earlier run), or "
             "'hub:org/name'.",
         )
     return short

@@ -1,0 +1,71 @@
+"""Find the files of a data set on the Hub and download those that are asked for.
+
+Beside models, data sets are the only thing that forge fetches; the client and its errors are
+those of ``forge/checkpoints/hub.py``. Nothing of a data set is executed: its files are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from forge.checkpoints.hub import escaped, hub_errors
+from forge.core.errors import CheckpointError
+from forge.recipes.reference import ModelReference
+
+_DATA_SUFFIXES: Final = (".parquet", ".jsonl", ".json", ".txt")
+"""Files that calibration reads, the preferred first."""
+
+
+def dataset_files(text: str, *, split: str) -> Iterator[Path]:
+    """Download the files of a data set's split, one when the next is asked for.
+
+    Args:
+        text: Its id, ``@revision`` allowed.
+        split: Word in the files' names or folders, such as ``train``.
+
+    Yields:
+        Local paths of Parquet files or, without any, of JSONL, JSON or text files.
+
+    Raises:
+        CheckpointError: There is no such data set or split, access is refused, or the Hub cannot
+            be reached.
+    """
+    reference = ModelReference.parse(text)
+    with hub_errors(text):
+        from huggingface_hub import HfApi, constants, snapshot_download
+
+        def fetch(patterns: list[str]) -> Path:
+            return Path(
+                snapshot_download(
+                    reference.path, repo_type="dataset", revision=reference.revision,
+                    allow_patterns=patterns,
+                )
+            )  # fmt: skip
+
+        if constants.HF_HUB_OFFLINE:
+            root = fetch(["README.md"])
+            names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        else:
+            names = HfApi().list_repo_files(
+                reference.path, repo_type="dataset", revision=reference.revision
+            )
+    for name in _files_of_split(names, split, label=text):
+        with hub_errors(text):
+            yield fetch([escaped(name)]) / name
+
+
+def _files_of_split(names: list[str], split: str, *, label: str) -> list[str]:
+    word = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
+    for suffix in _DATA_SUFFIXES:
+        held = sorted(name for name in names if name.endswith(suffix))
+        found = [name for name in held if word.search(name.lower())]
+        if found or len(held) == 1:
+            return found or held
+    known = sorted(name for name in names if name.endswith(_DATA_SUFFIXES))
+    raise CheckpointError(
+        f"The data set '{label}' has no {', '.join(_DATA_SUFFIXES)} file of a split '{split}'. "
+        + (f"It has {', '.join(known[:6])}. Name a split." if known else "Download it as JSONL.")
+    )
