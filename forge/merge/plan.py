@@ -15,13 +15,13 @@ from pathlib import PurePath
 
 from forge.architectures.names import architecture_of, layers_present
 from forge.architectures.table import Architecture
+from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.layout import PlannedTensor
 from forge.checkpoints.sidecars import LayerOrigin
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError
-from forge.merge.check.stack import is_written
 from forge.merge.contract import Stream
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow, ParameterValue

@@ -35,17 +35,16 @@ class RawWeight:
 
     @classmethod
     def of_file(
-        cls, view: memoryview, dtype: str, shape: tuple[int, ...], *, transposed: bool
+        cls, data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...], *, transposed: bool
     ) -> RawWeight:
         """Take a weight from a file.
 
         Args:
-            view: Its bytes.
+            data: Its bytes.
             dtype: Its element type.
             shape: Its two dimensions in the file.
             transposed: Whether the file holds ``[in, out]``; the weight is then copied.
         """
-        data = np.frombuffer(view, np.uint8)
         rows, columns = shape
         if not transposed:
             return cls(data, dtype, (rows, columns))
@@ -72,7 +71,7 @@ class RawWeight:
         """Address of the first byte."""
         return int(self.data.__array_interface__["data"][0])
 
-    def float32_OI(self) -> npt.NDArray[np.float32]:
+    def values(self) -> npt.NDArray[np.float32]:
         """Return the values, exact, as float32 [O, I]; a copy."""
         if self.dtype == "BF16":
             bits = self.data.view(np.uint16).astype(np.uint32) << np.uint32(16)

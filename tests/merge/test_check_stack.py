@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forge.architectures.table import ARCHITECTURES
-from forge.merge.check.stack import is_written
+from forge.architectures.written import is_written
 
 LLAMA = ARCHITECTURES["llama"]
 

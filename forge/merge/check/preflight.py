@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from forge.architectures.names import architecture_of
+from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.quantized import quantization_of
@@ -24,7 +25,6 @@ from forge.merge.check.resources import check_resources
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
     Subject,
-    is_written,
     leader,
     subject_of,
     vocabulary_models,

@@ -9,25 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from forge.architectures.table import Architecture
+from forge.architectures.written import is_buffer, is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header import TensorInfo
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 from forge.recipes.settings import layer_position
-
-_BUFFERS: Final = (
-    ".rotary_emb.inv_freq",
-    ".rotary_emb.cos_cached",
-    ".rotary_emb.sin_cached",
-    ".rope.freqs",
-    ".masked_bias",
-    ".attn.bias",
-    ".attention.bias",
-    ".position_ids",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +77,6 @@ class WrittenTensor:
     layer: int | None
     inputs: tuple[tuple[ModelReference, TensorInfo], ...]
     missing: tuple[tuple[ModelReference, str], ...]
-
-
-def is_buffer(name: str) -> bool:
-    """Return whether a tensor is one that loaders compute anew, so that it need not be kept."""
-    return f".{name}".endswith(_BUFFERS)
-
-
-def is_written(name: str, architecture: Architecture, *, tied: bool) -> bool:
-    """Return whether a tensor of a model belongs into a result.
-
-    Args:
-        name: The tensor.
-        architecture: The model's family.
-        tied: Whether the result's head shares the embedding's weights.
-
-    Returns:
-        False for buffers that every loader computes anew, and for the head of a tied model, which
-        every loader ignores.
-    """
-    return not is_buffer(name) and not (tied and name in architecture.heads)
 
 
 def subject_of(checkpoint: Checkpoint, architecture: Architecture, num_layers: int) -> Subject:
