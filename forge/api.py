@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from forge.merge.plan import MergePlan
     from forge.merge.progress import Progress
     from forge.merge.run import MergeResult
+    from forge.quantize.convert import ConvertResult
     from forge.recipes.merge_recipe import MergeRecipe
     from forge.recipes.parameters import MethodRow
     from forge.recipes.reference import ModelReference
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ForgeError",
     "check",
+    "convert",
     "diff",
     "inspect",
     "load_recipe",
@@ -174,6 +176,48 @@ def merge(
     from forge.merge.run import run_merge
 
     return run_merge(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+
+
+def convert(
+    model: str,
+    to: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Change the layout of a quantized checkpoint, without loss.
+
+    Args:
+        model: The quantized model: a folder, a Hub id, ``path@revision``.
+        to: ``gemm``, ``gemv``, ``gemv_fast``, ``compressed-tensors`` or ``gptq``.
+        out: The folder to make. It appears at once, when everything in it is complete.
+        threads: Worker threads; by default one for each core that this process may use.
+        max_shard_size: Largest file to write.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        The folder, its manifest, and what it took.
+
+    Raises:
+        ForgeError: The input or the output is not as it should be. What existed is untouched, and
+            the same call resumes what it can.
+    """
+    from forge.quantize.convert import run_convert
+    from forge.recipes.merge_entries import parse_size
+
+    return run_convert(
+        _reference(model),
+        to,
+        out,
+        threads=threads,
+        max_shard_bytes=parse_size(_checked_size(max_shard_size)),
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def methods() -> Catalog[MethodRow]:

@@ -8,6 +8,9 @@ from forge import api
 
 SURFACE = {
     "check": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'CheckReport'",
+    "convert": "(model: 'str', to: 'str', out: 'Path', *, threads: 'int | None' = None, "
+    "max_shard_size: 'str' = '5GB', overwrite: 'bool' = False, "
+    "progress: 'Progress | None' = None) -> 'ConvertResult'",
     "diff": "(a: 'str', b: 'str', *, progress: 'Progress | None' = None) -> 'CheckpointDifference'",
     "inspect": "(folder: 'Path') -> 'Inspection'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "

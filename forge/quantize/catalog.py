@@ -64,8 +64,11 @@ class FormatRow:
         group_sizes: Usual sizes of groups or blocks; 0 is one scale for a whole row.
         readers: Who reads it, ``forge`` apart.
         module: Where it is implemented.
+        weight_part: Suffix of the part that holds the codes.
         version: ``version`` of an AWQ layout.
         notice: What a user should know before choosing it.
+        names_head: Whether its readers take the head for a quantized layer, too, unless
+            ``quantization_config`` names it among those that are not.
     """
 
     name: str
@@ -75,8 +78,10 @@ class FormatRow:
     group_sizes: tuple[int, ...]
     readers: tuple[Reader, ...]
     module: str
+    weight_part: str = "qweight"
     version: str | None = None
     notice: str | None = None
+    names_head: bool = False
 
     @property
     def runs_on_cpu(self) -> bool:
@@ -191,6 +196,8 @@ FORMATS: Final = Catalog(
                 Reader("SGLang", ("cuda",)),
             ),
             module="forge.quantize.formats.compressed_tensors",
+            weight_part="weight_packed",
+            names_head=True,
         ),
         FormatRow(
             "gptq",
@@ -213,6 +220,7 @@ FORMATS: Final = Catalog(
             group_sizes=(64,),
             readers=_BNB,
             module="forge.quantize.formats.bnb_4bit",
+            weight_part="weight",
         ),
         FormatRow(
             "bnb-fp4",
@@ -222,6 +230,7 @@ FORMATS: Final = Catalog(
             group_sizes=(64,),
             readers=_BNB,
             module="forge.quantize.formats.bnb_4bit",
+            weight_part="weight",
         ),
         FormatRow(
             "bnb-int8",
@@ -231,6 +240,7 @@ FORMATS: Final = Catalog(
             group_sizes=(0,),
             readers=_BNB,
             module="forge.quantize.formats.bnb_int8",
+            weight_part="weight",
         ),
     )
 )
