@@ -128,7 +128,9 @@ class Layout:
             heads: The head's module names, as checkpoints of the family may call it.
         """
         if self.needs_codes:
-            return self._codes.quantization_config(scheme_of(self.variant), kept)
+            names_head = format_row(self.variant.format).names_head
+            unconverted = (*heads, *kept) if names_head else kept
+            return self._codes.quantization_config(scheme_of(self.variant), unconverted)
         # A list replaces what transformers leaves by itself, so it must then name the head, too.
         skipped = (*heads, *kept) if kept else ()
         if self.variant.format == "bnb-int8":
