@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import (
@@ -16,6 +19,7 @@ from forge.checkpoints.companions import (
     read_tokenizer_files,
 )
 from forge.checkpoints.sidecars import config_file, merged_config
+from forge.quantize.calibration.stored import TOKENS_FILE, dump_tokens
 from forge.quantize.catalog import format_row, method_row
 from forge.quantize.plan import PlannedOutput
 from forge.recipes.document import dump_yaml
@@ -23,7 +27,6 @@ from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
 
 RECIPE_FILE: Final = "quantize_recipe.yaml"
-TOKENS_FILE: Final = "calibration_tokens.npy"
 
 
 def sidecars_of(
@@ -31,7 +34,7 @@ def sidecars_of(
     output: PlannedOutput,
     checkpoint: Checkpoint,
     architecture: Architecture,
-    tokens: bytes | None,
+    tokens_BT: npt.NDArray[np.int64] | None,
 ) -> dict[str, bytes]:
     """Return every file of an output but weights, index and manifest.
 
@@ -40,7 +43,7 @@ def sidecars_of(
         output: The output.
         checkpoint: The model.
         architecture: Its family.
-        tokens: The calibration tokens as a ``.npy`` file, if there were any.
+        tokens_BT: The calibration tokens, if there were any.
     """
     config = merged_config(checkpoint.config, architecture, label=str(checkpoint.reference))
     config["quantization_config"] = dict(output.quantization_config)
@@ -49,8 +52,8 @@ def sidecars_of(
     files |= read_tokenizer_files(checkpoint.root)
     public = public_recipe(recipe, output.variant, checkpoint)
     files[RECIPE_FILE] = dump_yaml(public).encode()
-    if tokens is not None:
-        files[TOKENS_FILE] = tokens
+    if tokens_BT is not None:
+        files[TOKENS_FILE] = dump_tokens(tokens_BT)
     return files | _card(output, checkpoint, public)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from forge import __version__
 from forge.architectures.blocks import Linear
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.hashing import FileRecord, record_files
 from forge.checkpoints.manifest import input_entry, manifest_bytes
+from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.core.errors import OutputError, Problem, RecipeError
 from forge.kernels.cpu import native
+from forge.quantize.catalog import method_row
 from forge.quantize.manifest import KIND, engine_entry, quantize_manifest
 from forge.quantize.outputs import public_recipe, sidecars_of
 from forge.quantize.plan import PlannedOutput, QuantizePlan, build_plan
@@ -166,6 +170,8 @@ class _Run:
         self._progress = progress
         self._overwrite = overwrite
         self._stop = threading.Event()
+        self._tokens: npt.NDArray[np.int64] | None = None
+        self._calibration: Mapping[str, object] | None = None
         self.plan = build_plan(recipe, checkpoint)
         self._notices = (*recipe.notices, *checkpoint.notices, *self.plan.notices)
 
@@ -178,7 +184,9 @@ class _Run:
             check_replaceable(folder, overwrite=self._overwrite)
         if open_folders:
             with native.announcing(compile_notice(self._progress)):
+                self._check_places(open_folders)
                 self._measure()
+                self._calibrate(open_folders)
                 finished |= self._work(open_folders)
         return tuple(finished[folder] for folder in self._folders)
 
@@ -274,7 +282,41 @@ class _Run:
                 for folder, writer, count in zip(folders, writers, resumed, strict=True)
             }
 
+    def _check_places(self, folders: Sequence[Path]) -> None:
+        """Find out before hours of searching, and not after, that there is no room."""
+        pairs = zip(self._folders, self.plan.outputs, strict=True)
+        sizes = {folder: output.output_bytes for folder, output in pairs if folder in folders}
+        place = folders[0].resolve().parent
+        if any((place / (folder.name + PARTIAL_SUFFIX)).exists() for folder in folders):
+            return  # The sinks know how much of it is there already.
+        while not place.is_dir() and place != place.parent:
+            place = place.parent
+        if not os.access(place, os.W_OK):
+            raise OutputError(f"'{place}' is not writable. Choose another output.")
+        free, needed = shutil.disk_usage(place).free, sum(sizes.values())
+        if needed > free:
+            raise OutputError(
+                f"'{place}' has {free / 1e9:.2f} GB free; the output needs {needed / 1e9:.2f} GB. "
+                "Free some space or choose another folder."
+            )
+
+    def _calibrate(self, folders: Sequence[Path]) -> None:
+        if not method_row(self._recipe.method).needs_calibration:
+            return
+        from forge.quantize.calibrated import calibration_entry, tokens_of
+
+        self._tokens = tokens_of(self._recipe, self._checkpoint, folders, self._progress)
+        self._calibration = calibration_entry(self._recipe, self._tokens)
+
     def _quantize(self, workers: Workers) -> None:
+        if self._tokens is not None:
+            from forge.quantize.calibrated import quantize_calibrated
+
+            quantize_calibrated(
+                self._recipe, self._checkpoint, self.plan, workers, self._tokens,
+                num_threads=self._threads, stop=self._stop, progress=self._progress,
+            )  # fmt: skip
+            return
         quantized = self._by_size(workers.open_linears())
         jobs = [partial(workers.quantize, linear) for linear in quantized]
         jobs += [partial(workers.copy, name) for name in self.plan.kept]
@@ -312,7 +354,7 @@ class _Run:
             content.update(
                 quantize_manifest(
                     self._recipe, self._checkpoint, self.plan, output,
-                    notices=self._notices, inputs=inputs, calibration=None,
+                    notices=self._notices, inputs=inputs, calibration=self._calibration,
                     sink=writer.sink, files=files,
                 )
             )  # fmt: skip
@@ -337,6 +379,7 @@ class _Run:
             "files": files,
             "forge": __version__,
             "engine": engine_entry(),
+            "calibration": self._calibration,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,7 @@ first, so that none is left when the other threads are done; results depend on n
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     FIRST_EXCEPTION,
@@ -134,48 +134,39 @@ class Workers:
             NonFiniteError: Its weight holds a NaN or an infinity.
         """
         raw = self.raw_weight(linear)
-        chosen: QuantizedWeight | None = None
-        for writer in self._waiting(linear):
-            layout = writer.planned.layout
-            if layout.needs_codes:
-                if chosen is None:
-                    data = raw.data
-                    _refuse_nonfinite(linear.tensor, data, raw.dtype, self._label)
-                    chosen = quantize_rtn(raw.values(), scheme_of(writer.planned.variant))
-                self.write_codes(writer, linear, chosen, {})
+        waiting = self._waiting(linear)
+        if any(writer.planned.layout.needs_codes for writer in waiting):
+            _refuse_nonfinite(linear.tensor, raw.data, raw.dtype, self._label)
+            scheme = scheme_of(waiting[0].planned.variant)
+            self.write_codes(linear, quantize_rtn(raw.values(), scheme), {})
+        for writer in waiting:
+            if writer.planned.layout.needs_codes:
                 continue
             streams = writer.stream_parts(linear)
             try:
-                layout.quantize(linear, raw, streams.emit)
+                writer.planned.layout.quantize(linear, raw, streams.emit)
             except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"'{linear.tensor}' of '{self._label}' {error}. Repair or replace the model; "
-                    "a quantized copy could only hide it."
-                ) from error
+                raise self._nonfinite(linear, error) from error
             streams.finish({"method": writer.planned.variant.format})
         self._note(linear.tensor, self._source.read(linear.tensor))
 
     def write_codes(
-        self,
-        writer: OutputWriter,
-        linear: Linear,
-        weight: QuantizedWeight,
-        statistics: dict[str, object],
+        self, linear: Linear, weight: QuantizedWeight, statistics: Mapping[str, object]
     ) -> None:
-        """Lay out a layer's codes and write them.
+        """Lay out a layer's codes and write them to every output that lacks them.
 
         Args:
-            writer: The output.
             linear: The layer.
             weight: What a method chose.
             statistics: What was measured of the layer, plain JSON values.
         """
-        packed = writer.planned.layout.pack(weight)
-        for number, part in enumerate(writer.planned.parts[linear.module]):
-            record: dict[str, object] = {"method": self._plan.method}
-            if number == 0 and statistics:
-                record[MODULE_KEY] = statistics
-            writer.write(f"{linear.module}.{part.suffix}", packed[part.suffix], record)
+        for writer in self._waiting(linear):
+            packed = writer.planned.layout.pack(weight)
+            for number, part in enumerate(writer.planned.parts[linear.module]):
+                record: dict[str, object] = {"method": self._plan.method}
+                if number == 0 and statistics:
+                    record[MODULE_KEY] = dict(statistics)
+                writer.write(f"{linear.module}.{part.suffix}", packed[part.suffix], record)
 
     def write_folded(self, name: str, tensor: PlainTensor) -> None:
         """Write a tensor that took in scales.
@@ -196,10 +187,7 @@ class Workers:
         try:
             return mean_of_blocks(self.raw_weight(linear))
         except NonFiniteError as error:
-            raise NonFiniteError(
-                f"'{linear.tensor}' of '{self._label}' {error}. Repair or replace the model; "
-                "a quantized copy could only hide it."
-            ) from error
+            raise self._nonfinite(linear, error) from error
 
     def raw_weight(self, linear: Linear) -> RawWeight:
         """Return a layer's weight as it enters quantization.
@@ -230,6 +218,12 @@ class Workers:
     @property
     def _label(self) -> str:
         return self._source.label
+
+    def _nonfinite(self, linear: Linear, error: NonFiniteError) -> NonFiniteError:
+        return NonFiniteError(
+            f"'{linear.tensor}' of '{self._label}' {error}. Repair or replace the model; "
+            "a quantized copy could only hide it."
+        )
 
     def _source_info(self, name: str) -> TensorInfo:
         return self._plan.sources[name]
