@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forge.quantize.catalog import load_format
+from forge.quantize.catalog import format_row, load_format
 from forge.quantize.contract import QuantizedWeight, Scheme
 from forge.quantize.methods.rtn import quantize_rtn
 from tests.factory import read_values, tiny_checkpoint, to_bytes, write_safetensors
@@ -59,7 +59,8 @@ def packed_folder(
     ordered = dict(sorted(rows.items(), key=lambda row: -sizes.get(row[1][0], 2)))
     write_safetensors(root / "model.safetensors", ordered)
     config = json.loads((root / "config.json").read_text())
-    config["quantization_config"] = module.quantization_config(scheme, kept)
+    unconverted = ("lm_head", *kept) if format_row(layout).names_head else kept
+    config["quantization_config"] = module.quantization_config(scheme, unconverted)
     (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return root
 

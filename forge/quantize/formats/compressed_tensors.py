@@ -139,7 +139,7 @@ def quantization_config(scheme: Scheme, modules_to_not_convert: Sequence[str]) -
         "output_activations": None,
         "format": "pack-quantized",
     }
-    return {
+    config: dict[str, object] = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -147,6 +147,11 @@ def quantization_config(scheme: Scheme, modules_to_not_convert: Sequence[str]) -
         "kv_cache_scheme": None,
         "ignore": list(modules_to_not_convert),
     }
+    if not scheme.symmetric:
+        # Read by transformers alone. Without it, compressed-tensors 0.20 makes room for zero
+        # points that are not packed, and refuses every file that has them.
+        config["dequantize"] = True
+    return config
 
 
 def scheme_of(config: Mapping[str, object]) -> Scheme:

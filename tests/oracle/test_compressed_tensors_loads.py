@@ -1,0 +1,82 @@
+"""transformers reads our compressed-tensors checkpoints as their codes, scales and zero points."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forge.quantize.catalog import load_format
+from forge.quantize.contract import QuantizedWeight, Scheme
+from tests.quantize.packed_folder import PROJECTIONS, packed_folder
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("compressed_tensors")
+
+_KEPT = "model.layers.1.mlp.gate_proj"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("tie", [False, True])
+def test_transformers_reads_what_we_packed(tmp_path: Path, symmetric: bool, tie: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    weights: dict[str, QuantizedWeight] = {}
+    root = packed_folder(
+        tmp_path / "packed",
+        "compressed-tensors",
+        scheme=Scheme(4, 32, symmetric=symmetric),
+        kept=(_KEPT,),
+        dtype="F16",
+        tie=tie,
+        change=weights.__setitem__,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float16)
+        with torch.no_grad():
+            logits = model(torch.arange(4, 20)[None]).logits
+        assert len(weights) == 2 * len(PROJECTIONS) - 1
+        plain = AutoModelForCausalLM.from_pretrained(_dequantized(root, weights))
+        with torch.no_grad():
+            expected = plain(torch.arange(4, 20)[None]).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_the_library_reads_our_config() -> None:
+    from compressed_tensors.quantization import QuantizationConfig
+
+    layout = load_format("compressed-tensors")
+    for symmetric in (False, True):
+        scheme = Scheme(4, 64, symmetric=symmetric)
+        read = QuantizationConfig.model_validate(layout.quantization_config(scheme, ["lm_head"]))
+        group = read.config_groups["group_0"].weights
+        assert (group.num_bits, group.group_size, group.symmetric) == (4, 64, symmetric)
+        assert (read.ignore, read.format) == (["lm_head"], "pack-quantized")
+
+
+def _dequantized(root: Path, weights: dict[str, QuantizedWeight]) -> Path:
+    """Write the same model with its quantized weights multiplied out in float16."""
+    from safetensors.numpy import load_file, save_file
+
+    plain = root.with_name("plain")
+    plain.mkdir()
+    tensors = {
+        name: array
+        for name, array in load_file(root / "model.safetensors").items()
+        if name.rpartition(".")[0] not in weights
+    }
+    for name, weight in weights.items():
+        size = weight.scheme.group_size
+        zeros = np.repeat(weight.zeros_OG, size, axis=1).astype(np.float16)
+        scales = np.repeat(weight.scales_OG, size, axis=1)
+        tensors[f"{name}.weight"] = (weight.codes_OI.astype(np.float16) - zeros) * scales
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    config = json.loads((root / "config.json").read_text())
+    del config["quantization_config"]
+    (plain / "config.json").write_text(json.dumps(config))
+    return plain
