@@ -22,6 +22,9 @@ class Progress(Protocol):
     def advance(self, num_bytes: int) -> None:
         """That many more bytes have been written."""
 
+    def status(self, text: str) -> None:
+        """What is at work now and how well: ``block 3 of 32, error 0.012``; replaces the last."""
+
     def notice(self, text: str) -> None:
         """Something that the user should know."""
 
@@ -36,6 +39,9 @@ class Silence:
         """Ignore."""
 
     def advance(self, num_bytes: int) -> None:
+        """Ignore."""
+
+    def status(self, text: str) -> None:
         """Ignore."""
 
     def notice(self, text: str) -> None:

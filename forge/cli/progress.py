@@ -1,6 +1,6 @@
 """Show how far a long command is: a bar on a terminal, a line now and then elsewhere.
 
-Both kinds satisfy the merge's ``Progress`` protocol. ``advance`` is called from worker
+Both kinds satisfy ``forge.checkpoints.progress.Progress``. ``advance`` is called from worker
 threads, so everything that it touches is under a lock.
 """
 
@@ -35,6 +35,9 @@ class Progress(Protocol):
     def advance(self, num_bytes: int) -> None:
         """Say that so much more is done."""
 
+    def status(self, text: str) -> None:
+        """Say what is at work now; it replaces what was said last."""
+
     def notice(self, text: str) -> None:
         """Say something that the user should know."""
 
@@ -65,6 +68,9 @@ class SilentProgress:
     def advance(self, num_bytes: int) -> None:
         """Show nothing."""
 
+    def status(self, text: str) -> None:
+        """Show nothing."""
+
     def notice(self, text: str) -> None:
         """Show nothing."""
 
@@ -85,9 +91,11 @@ class LineProgress:
         self._total = self._done = self._first = 0
         self._began = self._said_at = 0.0
         self._said_done = 0
+        self._status = ""
 
     def stage(self, name: str) -> None:
         """Print the stage's name."""
+        self._status = ""
         console.say(f"{name} ...")
 
     def start(self, total_bytes: int, done_bytes: int) -> None:
@@ -120,7 +128,13 @@ class LineProgress:
             f"{self._done / max(self._total, 1):4.0%}  "
             f"{size_text(self._done)} of {size_text(self._total)}  "
             f"{size_text(rate)}/s  {duration_text(left)} left"
+            + (f"  {self._status}" if self._status else "")
         )
+
+    def status(self, text: str) -> None:
+        """Print it with the next line."""
+        with self._lock:
+            self._status = text
 
     def notice(self, text: str) -> None:
         """Print a notice."""
@@ -185,6 +199,12 @@ class BarProgress:
         with self._lock:
             if self._bar is not None and self._task is not None:
                 self._bar.advance(self._task, num_bytes)
+
+    def status(self, text: str) -> None:
+        """Show it before the bar."""
+        with self._lock:
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, description=f"{self._stage}: {text}")
 
     def notice(self, text: str) -> None:
         """Print a notice above the bar."""

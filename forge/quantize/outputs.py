@@ -26,6 +26,8 @@ from forge.recipes.document import dump_yaml
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
 
+__all__ = ["RECIPE_FILE", "TOKENS_FILE", "public_name", "public_recipe", "sidecars_of"]
+
 RECIPE_FILE: Final = "quantize_recipe.yaml"
 
 

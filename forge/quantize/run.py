@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,12 +27,12 @@ from forge.architectures.blocks import Linear
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.hashing import FileRecord, record_files
 from forge.checkpoints.manifest import input_entry, manifest_bytes
-from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.core.errors import OutputError, Problem, RecipeError
 from forge.kernels.cpu import native
 from forge.quantize.catalog import method_row
+from forge.quantize.check import check_quantize
 from forge.quantize.manifest import KIND, engine_entry, quantize_manifest
 from forge.quantize.outputs import public_recipe, sidecars_of
 from forge.quantize.plan import PlannedOutput, QuantizePlan, build_plan
@@ -143,7 +142,7 @@ def run_quantize(
             check_replaceable(folder, overwrite=True)
     checkpoint = _open(recipe, weights=True)
     try:
-        run = _Run(recipe, checkpoint, folders, threads, progress, overwrite=overwrite)
+        run = _Run(recipe, checkpoint, out, threads, progress, overwrite=overwrite)
         outputs = run.run()
         return QuantizeResult(out, outputs, time.monotonic() - started, run.plan.input_bytes)
     finally:
@@ -157,7 +156,7 @@ class _Run:
         self,
         recipe: QuantizeRecipe,
         checkpoint: Checkpoint,
-        folders: Sequence[Path],
+        out: Path,
         threads: int | None,
         progress: Progress,
         *,
@@ -165,14 +164,14 @@ class _Run:
     ) -> None:
         self._recipe = recipe
         self._checkpoint = checkpoint
-        self._folders = tuple(folders)
+        self._folders = _folders(recipe, out)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._progress = progress
         self._overwrite = overwrite
         self._stop = threading.Event()
         self._tokens: npt.NDArray[np.int64] | None = None
         self._calibration: Mapping[str, object] | None = None
-        self.plan = build_plan(recipe, checkpoint)
+        self.plan = check_quantize(recipe, checkpoint, out=out)
         self._notices = (*recipe.notices, *checkpoint.notices, *self.plan.notices)
 
     def run(self) -> tuple[QuantizedOutput, ...]:
@@ -184,7 +183,6 @@ class _Run:
             check_replaceable(folder, overwrite=self._overwrite)
         if open_folders:
             with native.announcing(compile_notice(self._progress)):
-                self._check_places(open_folders)
                 self._measure()
                 self._calibrate(open_folders)
                 finished |= self._work(open_folders)
@@ -281,24 +279,6 @@ class _Run:
                 folder: self._publish(folder, writer, count, inputs)
                 for folder, writer, count in zip(folders, writers, resumed, strict=True)
             }
-
-    def _check_places(self, folders: Sequence[Path]) -> None:
-        """Find out before hours of searching, and not after, that there is no room."""
-        pairs = zip(self._folders, self.plan.outputs, strict=True)
-        sizes = {folder: output.output_bytes for folder, output in pairs if folder in folders}
-        place = folders[0].resolve().parent
-        if any((place / (folder.name + PARTIAL_SUFFIX)).exists() for folder in folders):
-            return  # The sinks know how much of it is there already.
-        while not place.is_dir() and place != place.parent:
-            place = place.parent
-        if not os.access(place, os.W_OK):
-            raise OutputError(f"'{place}' is not writable. Choose another output.")
-        free, needed = shutil.disk_usage(place).free, sum(sizes.values())
-        if needed > free:
-            raise OutputError(
-                f"'{place}' has {free / 1e9:.2f} GB free; the output needs {needed / 1e9:.2f} GB. "
-                "Free some space or choose another folder."
-            )
 
     def _calibrate(self, folders: Sequence[Path]) -> None:
         if not method_row(self._recipe.method).needs_calibration:
