@@ -1,0 +1,277 @@
+"""A transformers model without weights, whose decoder blocks are filled one at a time.
+
+All parameters are on torch's ``meta`` device; only buffers (rotary frequencies) are real. What
+stands before the blocks (embeddings, positions) is filled once, the token embedding with no more
+than the rows that calibration uses, and the model's own ``forward`` then runs with recorders in
+place of the blocks. So masks, positions and rotary embeddings are what the model makes of them,
+for every family, and no block's weights are needed.
+
+Legend: B sequences, T tokens of each, D hidden size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from forge.architectures.names import architecture_of
+from forge.architectures.table import Architecture
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.core.errors import CheckpointError, IncompatibleError, MissingExtraError
+from forge.quantize.awq.weights import parts_of, read_into, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_META: Final = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a model calls one of its decoder blocks.
+
+    Attributes:
+        arguments: Positional arguments after the hidden states.
+        keywords: Keyword arguments.
+    """
+
+    arguments: tuple[object, ...]
+    keywords: Mapping[str, object]
+
+
+class Skeleton:
+    """A model whose decoder blocks are filled from a checkpoint one at a time.
+
+    Args:
+        checkpoint: The model.
+        device: Where blocks run.
+
+    Attributes:
+        blocks: The decoder blocks, empty but for the one that is loaded.
+
+    Raises:
+        IncompatibleError: transformers does not know the architecture, or cannot build it.
+        CheckpointError: The checkpoint has no decoder block.
+        MissingExtraError: transformers is not installed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device) -> None:
+        self._source = checkpoint.source
+        self._names = frozenset(checkpoint.source.names())
+        self._device = device
+        self._architecture = architecture_of(checkpoint.config, tensor_names=self._names)
+        self._prefix = _prefix_of_blocks(self._architecture, self._names, self._source.label)
+        model = _build(checkpoint, text_only=self._architecture.text_section is not None)
+        path = _path_of_blocks(model, self._architecture)
+        self._decoder = cast("PreTrainedModel", model.get_submodule(path.rpartition(".")[0]))
+        self._list_name = path.rpartition(".")[2]
+        # Tokens are numbered anew below, so no number means padding.
+        self._decoder.config.update({"pad_token_id": None})
+        self.blocks = list(cast("nn.ModuleList", model.get_submodule(path)))
+        for module in self._decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+
+    def embed(
+        self, batches: Sequence[npt.NDArray[np.int64]]
+    ) -> Iterator[tuple[torch.Tensor, list[Call]]]:
+        """Run what stands before the blocks.
+
+        Args:
+            batches: int64 [B, T] each, tokens.
+
+        Yields:
+            Hidden states, float32 [B, T, D], and how each block is called, for every batch.
+
+        Raises:
+            CheckpointError: A tensor that the model needs is missing or of another shape.
+        """
+        used = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+        self._fill_decoder(used)
+        returns_tuple = False
+        for batch in batches:
+            ids = torch.from_numpy(np.searchsorted(used, batch)).to(self._device)
+            try:
+                recorded = self._record(ids, returns_tuple=returns_tuple)
+            except _WantsTupleError:
+                returns_tuple = True
+                recorded = self._record(ids, returns_tuple=returns_tuple)
+            yield recorded
+        for name, _ in list(self._own_parameters()):
+            _set_parameter(self._decoder, name, None)
+
+    def load(self, index: int) -> dict[str, torch.Tensor]:
+        """Fill a block.
+
+        Args:
+            index: Number of the block.
+
+        Returns:
+            Its float32 tensors by their names in the checkpoint; to change one is to change the
+            block.
+
+        Raises:
+            CheckpointError: A tensor that the block needs is missing or of another shape.
+        """
+        prefix = self.prefix_of(index)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in list(self.blocks[index].named_parameters()):
+            filled = torch.empty(parameter.shape, dtype=torch.float32)
+            for tensor, place in parts_of(self._names, prefix, name, filled):
+                read_into(self._source, tensor, place)
+            filled = filled.to(self._device)
+            _set_parameter(self.blocks[index], name, filled)
+            tensors |= dict(parts_of(self._names, prefix, name, filled))
+        return tensors
+
+    def prefix_of(self, index: int) -> str:
+        """Return what stands before the names of a block's tensors, such as ``model.layers.0.``.
+
+        Args:
+            index: Number of the block.
+        """
+        return f"{self._prefix}{index}."
+
+    def drop(self, index: int) -> None:
+        """Empty a block again.
+
+        Args:
+            index: Number of the block.
+        """
+        for name, _ in list(self.blocks[index].named_parameters()):
+            _set_parameter(self.blocks[index], name, None)
+
+    def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self._decoder.named_parameters():
+            if not name.startswith(f"{self._list_name}."):
+                yield name, parameter
+
+    def _fill_decoder(self, used: npt.NDArray[np.int64]) -> None:
+        """Fill what stands before the blocks; of the token embedding, the rows ``used``."""
+        outer = self._prefix.removesuffix(f"{self._list_name}.")
+        embedding = self._decoder.get_input_embeddings()
+        for name, parameter in list(self._own_parameters()):
+            module, _, leaf = name.rpartition(".")
+            if self._decoder.get_submodule(module) is embedding and leaf == "weight":
+                tensor = parts_of(self._names, outer, name, parameter)[0][0]
+                filled = read_rows(self._source, tensor, used)
+            else:
+                filled = torch.empty(parameter.shape, dtype=torch.float32)
+                for tensor, place in parts_of(self._names, outer, name, filled):
+                    read_into(self._source, tensor, place)
+            _set_parameter(self._decoder, name, filled.to(self._device))
+        if getattr(embedding, "padding_idx", None) is not None:
+            # It concerns gradients only, and may lie beyond the rows that are there.
+            setattr(embedding, "padding_idx", None)  # noqa: B010 (not every embedding has it)
+
+    def _record(self, ids: torch.Tensor, *, returns_tuple: bool) -> tuple[torch.Tensor, list[Call]]:
+        calls: list[Call] = []
+        hidden: list[torch.Tensor] = []
+
+        def recorder(*arguments: object, **keywords: object) -> object:
+            rest = list(arguments)
+            states = rest.pop(0) if rest else keywords.pop("hidden_states")
+            assert isinstance(states, torch.Tensor)
+            if states.shape[:2] != ids.shape:
+                # The model took the first element of what the previous block returned.
+                raise _WantsTupleError
+            hidden.append(states)
+            calls.append(Call(tuple(rest), keywords))
+            return (states,) if returns_tuple else states
+
+        try:
+            for block in self.blocks:
+                block.forward = recorder
+            self._decoder(input_ids=ids, use_cache=False)
+        finally:
+            for block in self.blocks:
+                del block.forward
+        if len(calls) != len(self.blocks):
+            raise IncompatibleError(
+                f"transformers ran {len(calls)} of {len(self.blocks)} decoder blocks of "
+                f"'{self._architecture.name}'; calibration needs all of them, in order."
+            )
+        return hidden[0], calls
+
+
+class _WantsTupleError(Exception):
+    """A model's blocks return tuples."""
+
+
+def first_of(output: object) -> torch.Tensor:
+    """Return the hidden states of what a decoder block returned.
+
+    Args:
+        output: Hidden states, or a tuple that begins with them.
+    """
+    states = output[0] if isinstance(output, tuple) else output
+    assert isinstance(states, torch.Tensor)
+    return states
+
+
+def _build(checkpoint: Checkpoint, *, text_only: bool) -> PreTrainedModel:
+    try:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Calibration runs the model, which needs '{error.name}': "
+            "pip install 'forge[quantize]'."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = AutoConfig.from_pretrained(
+                checkpoint.root, local_files_only=True, trust_remote_code=False
+            )
+            if text_only:
+                config = config.get_text_config()
+            build = cast("Callable[..., PreTrainedModel]", AutoModelForCausalLM.from_config)
+            with init_empty_weights(include_buffers=False):
+                model = build(
+                    config, dtype=torch.float32, trust_remote_code=False,
+                    experts_implementation="eager",
+                )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise IncompatibleError(
+            f"transformers cannot build '{checkpoint.source.label}' from its config: {error}"
+        ) from error
+    return model.eval()
+
+
+def _prefix_of_blocks(architecture: Architecture, names: frozenset[str], label: str) -> str:
+    for prefix in architecture.layer_prefixes:
+        if any(name.startswith(f"{prefix}0.") for name in names):
+            return prefix
+    raise CheckpointError(f"'{label}' has no decoder block 0.")
+
+
+def _path_of_blocks(model: PreTrainedModel, architecture: Architecture) -> str:
+    paths = [prefix.removesuffix(".") for prefix in architecture.layer_prefixes]
+    for path in [*paths, "model.layers"]:
+        try:
+            found = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList):
+            return path
+    raise IncompatibleError(
+        f"The decoder blocks of '{architecture.name}' are not where forge's table says in "
+        f"transformers' {type(model).__name__}: {', '.join(paths)}."
+    )
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+    """Give a parameter a value, or take it away."""
+    owner, _, leaf = name.rpartition(".")
+    place = module.get_submodule(owner)
+    if tensor is None:
+        tensor = torch.empty_like(place.get_parameter(leaf), device=_META)
+    place.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
