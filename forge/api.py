@@ -14,6 +14,7 @@ loads nothing heavy; each function imports what it needs when it is called.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from forge.merge.progress import Progress
     from forge.merge.run import MergeResult
     from forge.quantize.convert import ConvertResult
+    from forge.quantize.plan import QuantizePlan
+    from forge.quantize.run import QuantizeResult
     from forge.recipes.merge_recipe import MergeRecipe
     from forge.recipes.parameters import MethodRow
+    from forge.recipes.quantize_recipe import QuantizeRecipe
     from forge.recipes.reference import ModelReference
     from forge.verify.difference import CheckpointDifference
     from forge.verify.folder import VerifyReport
@@ -39,10 +43,15 @@ __all__ = [
     "convert",
     "diff",
     "inspect",
+    "load_quantize_recipe",
     "load_recipe",
     "merge",
     "methods",
+    "newest_checkpoint",
     "plan",
+    "plan_quantize",
+    "quantize",
+    "reference",
     "verify",
 ]
 
@@ -178,6 +187,98 @@ def merge(
     return run_merge(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
 
 
+def load_quantize_recipe(
+    config: str | Path | None = None, *, options: Mapping[str, object] | None = None
+) -> QuantizeRecipe:
+    """Load a quantization recipe, or make one of options alone.
+
+    Args:
+        config: Path of a YAML file, or the name of one under ``quant_configs/``.
+        options: Keys of the recipe that replace those of the file, named as the options of
+            ``forge quantize``: ``method``, ``version``, ``calibration_samples`` and so on.
+
+    Returns:
+        The recipe with all defaults filled in.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is wrong; the message lists every problem.
+    """
+    from forge.quantize.catalog import FORMATS, QUANT_METHODS
+    from forge.recipes.quantize_recipe import Choices, find_quantize_recipe, load_quantize_recipe
+
+    path = None if config is None else find_quantize_recipe(str(config))
+    return load_quantize_recipe(path, Choices.of(QUANT_METHODS, FORMATS), options=options)
+
+
+def plan_quantize(config: str | Path | QuantizeRecipe, *, out: Path | None = None) -> QuantizePlan:
+    """Check and plan a quantization without reading or downloading a weight.
+
+    Args:
+        config: A recipe that names a model, or what ``load_quantize_recipe`` takes.
+        out: Where the result would go, to judge the space there.
+
+    Returns:
+        What becomes of every tensor.
+
+    Raises:
+        ForgeError: It cannot be done as asked; the message lists every reason.
+    """
+    from forge.quantize.check import check_recipe
+
+    return check_recipe(_quantize_recipe(config), out=out)
+
+
+def quantize(
+    config: str | Path | QuantizeRecipe,
+    out: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize a checkpoint.
+
+    Args:
+        config: A recipe that names a model, or what ``load_quantize_recipe`` takes.
+        out: The folder to make; with several formats, each has a folder of its name in it. It
+            appears at once, when everything in it is complete.
+        threads: Worker threads; by default one for each core that this process may use.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        The outputs, their manifests, and what it took.
+
+    Raises:
+        ForgeError: The input or the output is not as it should be. What existed is untouched, and
+            the same call resumes what it can.
+    """
+    from forge.quantize.check import check_recipe
+    from forge.quantize.run import run_quantize
+
+    recipe = _quantize_recipe(config)
+    # From headers alone, so that nothing is downloaded or calibrated in vain.
+    check_recipe(recipe, out=out, overwrite=overwrite)
+    return run_quantize(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+
+
+def newest_checkpoint(place: Path | None = None) -> Path:
+    """Find the newest checkpoint that a merge wrote.
+
+    Args:
+        place: Where to look, subfolders included; by default the working directory.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    from forge.quantize.newest import newest_checkpoint as find
+
+    return find(Path() if place is None else place)
+
+
 def convert(
     model: str,
     to: str,
@@ -289,6 +390,25 @@ def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDiffe
             second.source.close()
     finally:
         first.source.close()
+
+
+def reference(text: str) -> ModelReference:
+    """Read how recipes name a model.
+
+    Args:
+        text: A folder, a Hub id, ``path@revision`` or ``model+lora``.
+
+    Returns:
+        The reference.
+
+    Raises:
+        CheckpointError: It is malformed.
+    """
+    return _reference(text)
+
+
+def _quantize_recipe(config: str | Path | QuantizeRecipe) -> QuantizeRecipe:
+    return load_quantize_recipe(config) if isinstance(config, (str, Path)) else config
 
 
 def _recipe(config: str | Path | MergeRecipe) -> MergeRecipe:

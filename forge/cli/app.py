@@ -35,6 +35,8 @@ _VERBS: Final = {
     "inspect": "Show what a checkpoint is and how it was merged.",
     "verify": "Check every byte of a checkpoint against its manifest.",
     "diff": "Say how two checkpoints differ, layer by layer.",
+    "quantize": "Quantize a checkpoint, to one or several formats.",
+    "convert": "Change the layout of a quantized checkpoint, without loss.",
 }
 _USAGE_EXIT: Final = 2
 _DEFECT_EXIT: Final = 70

@@ -71,7 +71,7 @@ def read_quantize_recipe(document: Document, choices: Choices) -> QuantizeRecipe
         device=device,
         seed=shape.seed,
         max_shard_size=size,
-        notices=tuple(findings.notices),
+        notices=(*findings.notices, *_format_notices(variants, choices)),
         file=findings.place(()).file,
     )
 
@@ -109,6 +109,11 @@ def _report_foreign(
             findings.add(
                 (key,), f"{method.name} looks at weights alone and needs no calibration. Remove it."
             )
+
+
+def _format_notices(variants: tuple[Variant, ...], choices: Choices) -> list[str]:
+    rows = [choices.formats[variant.format] for variant in variants]
+    return [row.notice for row in rows if row.notice is not None]
 
 
 def _read_search(text: str | None, findings: Findings) -> str:

@@ -31,6 +31,10 @@ class FormatRow(Protocol):
     def group_sizes(self) -> tuple[int, ...]:
         """Sizes of a group that it holds; 0 is a whole row."""
 
+    @property
+    def notice(self) -> str | None:
+        """What a user should know before choosing it."""
+
 
 class MethodRow(Protocol):
     """A way to choose codes."""

@@ -104,7 +104,7 @@ class QuantizeRecipe:
         device: Where to calculate, such as ``cpu`` or ``cuda``.
         seed: Seed of the sketch and of the calibration set.
         max_shard_size: Largest file to write, such as ``5GB``.
-        notices: What the recipe says but the quantization does not use.
+        notices: What the user should know about what is asked for.
         file: The recipe as the user typed it; ``None`` when it was built in memory.
     """
 

@@ -15,10 +15,7 @@ Legend: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +23,8 @@ import numpy.typing as npt
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.progress import Progress
-from forge.core.dtypes import DTYPES
-from forge.core.errors import (
-    CheckpointError,
-    IncompatibleError,
-    MissingExtraError,
-    NonFiniteError,
-)
+from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.quantize.calibration.mapped_model import load_mapped
 from forge.quantize.calibration.openings import Openings, Row, first_quantiles, rows_of
 from forge.quantize.calibration.stored import Tokens
 from forge.quantize.calibration.tokenizer import ModelTokenizer
@@ -47,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 _CACHE_BYTES: Final = 1 << 30
 """Most bytes of keys and values of one batch."""
 _MOST_ROWS: Final = 64
-_STAGE_SECONDS: Final = 5.0
+_STAGE_SECONDS: Final = 10.0
 
 
 def generate(
@@ -79,7 +71,7 @@ def generate(
         NonFiniteError: The model's own output is not finite.
     """
     openings = _openings(recipe, tokenizer, prompts)
-    model = load_model(checkpoint, device=device)
+    model = load_mapped(checkpoint, device=device)
     rng = [np.random.Generator(np.random.Philox(key=recipe.seed, counter=[0, 0, row, 0]))
            for row in range(recipe.samples)]  # fmt: skip
     uniforms_BT = np.stack([generator.random(recipe.tokens) for generator in rng])
@@ -136,72 +128,6 @@ def cache_bytes(checkpoint: Checkpoint, num_tokens: int) -> int:
     return 2 * 2 * architecture.num_layers(config) * keys * width * num_tokens
 
 
-def load_model(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
-    """Build a model whose parameters are the mapped files themselves.
-
-    Args:
-        checkpoint: The model; its source must stay open as long as the model is used.
-        device: Where to calculate; other than ``cpu``, the weights are copied there.
-
-    Returns:
-        The model, for reading only.
-
-    Raises:
-        MissingExtraError: torch or transformers is not installed.
-        CheckpointError: transformers cannot make the model of these weights.
-    """
-    try:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise MissingExtraError(
-            "A model that writes its own calibration set needs torch and transformers: "
-            "pip install 'forge[quantize]'."
-        ) from error
-    source = checkpoint.source
-    state: dict[str, torch.Tensor] = {}
-    with warnings.catch_warnings():
-        # torch warns that the bytes are read-only, which is what they should be.
-        warnings.simplefilter("ignore", UserWarning)
-        for name in source.names():
-            info = source.info(name)
-            dtype = getattr(torch, DTYPES[info.dtype].torch_name)
-            view = source.read(name)
-            flat = (
-                torch.frombuffer(view, dtype=dtype) if view.nbytes else torch.empty(0, dtype=dtype)
-            )
-            state[name] = flat.view(info.shape)
-    floats = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
-    with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                str(checkpoint.root), local_files_only=True, trust_remote_code=False
-            )
-            # The automatic class takes no weights without a folder; the real one does.
-            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
-            model, loading = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=max(set(floats), key=floats.count),
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"transformers cannot load '{checkpoint.reference}': {reason} Calibrate on text "
-                "(--calibration FILE) if only writing fails."
-            ) from error
-    lost = sorted(loading["missing_keys"]) + [str(item[0]) for item in loading["mismatched_keys"]]
-    if lost:
-        raise CheckpointError(
-            f"'{checkpoint.reference}' does not hold what its config.json describes: "
-            f"'{lost[0]}'{f' and {len(lost) - 1} more' if len(lost) > 1 else ''} is missing or of "
-            "another shape."
-        )
-    return cast("PreTrainedModel", model.eval().requires_grad_(False).to(device))
-
-
 def _openings(
     recipe: CalibrationRecipe, tokenizer: ModelTokenizer, prompts: tuple[tuple[int, ...], ...]
 ) -> Openings:
@@ -247,10 +173,21 @@ def _write(
             quantiles = uniforms_BT[:, position]
             if are_first and firsts_B is not None:
                 quantiles, are_first = firsts_B, False
-            choices = _choose(result.logits[:, -1], quantiles, label=label, position=position)
+            logits_BV = result.logits[:, -1].float()
+            _forbid_ends(logits_BV, rows)
+            choices = _choose(logits_BV, quantiles, label=label, position=position)
             taken = [row.take(choice) for row, choice in zip(rows, choices, strict=True)]
             ids_BT = torch.tensor(taken, device=model.device)[:, None]
             clock.tick(len(rows))
+
+
+def _forbid_ends(logits_BV: torch.Tensor, rows: list[Row]) -> None:
+    import torch
+
+    ends = sorted(end for end in rows[0].openings.ends if end < logits_BV.shape[1])
+    bound = [index for index, row in enumerate(rows) if not row.may_end]
+    for end in ends:
+        logits_BV[bound, end] = -torch.inf
 
 
 def _choose(
@@ -258,7 +195,7 @@ def _choose(
 ) -> list[int]:
     import torch
 
-    probabilities_BV = torch.softmax(logits_BV.float(), dim=-1)
+    probabilities_BV = torch.softmax(logits_BV, dim=-1)
     if not bool(torch.isfinite(probabilities_BV).all()):
         raise NonFiniteError(
             f"'{label}' computes NaN or infinity for token {position} of its own text. Its weights "
@@ -290,21 +227,3 @@ class _Clock:
         self._progress.stage(
             f"letting the model write: {self._done:,} of {self._total:,} tokens, {left:.0f} s left"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar away; what it reports is checked instead."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    was_on = logging.is_progress_bar_enabled()
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if was_on:
-            logging.enable_progress_bar()

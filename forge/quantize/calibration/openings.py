@@ -24,6 +24,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+_SHORTEST_TURN: Final = 4
+_SHORTEST_DOCUMENT: Final = 32
 _LOOP_SPAN: Final = 32
 _LONGEST_PERIOD: Final = 8
 
@@ -53,6 +55,7 @@ class Row:
         tokens: What has been written.
         must: Tokens to take before the next choice.
         awaits_reply: Whether the next end is that of a user's turn.
+        num_chosen: Choices since the last opening or turn.
     """
 
     openings: Openings
@@ -60,6 +63,15 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     must: deque[int] = field(default_factory=deque)
     awaits_reply: bool = False
+    num_chosen: int = 0
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a document or turn is long enough to end.
+
+        A model that has just ended one is tempted to end the next at once, and again.
+        """
+        return self.num_chosen >= (_SHORTEST_TURN if self.awaits_reply else _SHORTEST_DOCUMENT)
 
     def open(self) -> None:
         """Begin a document."""
@@ -67,6 +79,7 @@ class Row:
         self.must.extend(prompts[self.turn % len(prompts)])
         self.turn += 1
         self.awaits_reply = bool(self.openings.reply)
+        self.num_chosen = 0
 
     def take(self, choice: int) -> int:
         """Add a token.
@@ -81,6 +94,7 @@ class Row:
             token = self.must.popleft()
         else:
             token = choice
+            self.num_chosen += 1
             if token in self.openings.ends:
                 self._end()
             elif self._is_looping():
@@ -93,6 +107,7 @@ class Row:
             self.open()
             return
         self.awaits_reply = False
+        self.num_chosen = 0
         # The frame begins with the token that ends a turn, and that has just been said.
         reply = self.openings.reply
         self.must.extend(reply[1:] if reply[0] in self.openings.ends else reply)
