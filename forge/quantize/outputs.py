@@ -73,7 +73,7 @@ def public_recipe(
     resolved["model"] = public_name(checkpoint)
     resolved["format"] = [variant.format]
     calibration = resolved.get("calibration")
-    if isinstance(calibration, Mapping) and calibration.get("source") in ("text", "jsonl"):
+    if isinstance(calibration, Mapping) and calibration.get("source") != "hub":
         path = calibration.get("path")
         resolved["calibration"] = {
             **calibration,

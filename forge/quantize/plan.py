@@ -7,7 +7,8 @@ exists, and tells the workers what to do.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,7 @@ _PROCESS_BYTES: Final = 180_000_000
 """Interpreter, numpy and compiled kernels, before any work."""
 _TENSOR_BYTES: Final = 6_000
 """What plan, journal and manifest hold about one tensor."""
+_EXPERT: Final = re.compile(r"\.experts?\.\d+\.")
 _BYTES_PER_WEIGHT: Final = {"bnb": 1, "rtn": 16, "awq": 32}
 """What a thread holds of the layer that it works on, above its bytes in the file."""
 
@@ -253,7 +255,21 @@ def _linears(
                 f"'{linear.tensor}' is stored as {dtype}; quantization reads "
                 f"{', '.join(KINDS)}. Convert the model first."
             )
+    if recipe.method == "bnb":
+        _refuse_experts(found)
     return tuple(found)
+
+
+def _refuse_experts(linears: Sequence[Linear]) -> None:
+    """Refuse what could be written, and then be loaded by nobody."""
+    experts = [linear.module for linear in linears if _EXPERT.search(linear.module)]
+    if experts:
+        raise IncompatibleError(
+            f"'{experts[0]}' is one of {len(experts)} layers of experts. transformers fuses them "
+            "into one tensor, which bitsandbytes has no layer for, so nobody could load them "
+            "quantized. Leave them in full precision (--keep experts), or take --method awq or "
+            "rtn."
+        )
 
 
 def _dtypes(
