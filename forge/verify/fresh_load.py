@@ -1,0 +1,274 @@
+"""Load a quantized checkpoint in a process of its own, let it write, and compare its predictions.
+
+    python -m forge.verify.fresh_load '{"root": ..., "source": ..., "tokens": ..., "rtn": ...}'
+
+Nothing of the quantization is left in that process: what it loads are the files, by the program
+that users load them with. The result is one line of JSON. One model is in memory at a time: of the
+others the last hidden states are kept, which are small (see ``forge.evaluate.divergence``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+
+from forge.checkpoints.source import open_safetensors
+from forge.core.errors import CheckpointError, ForgeError, MissingExtraError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+    from transformers import PreTrainedModel
+
+    from forge.quantize.contract import Scheme
+
+    _Loaded = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
+
+_PROMPT_TOKENS: Final = 12
+_REPLY_TOKENS: Final = 16
+_FAILED: Final = 3
+"""Exit code of the process when it can say itself what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the process is to do.
+
+    Attributes:
+        root: Folder of the quantized checkpoint.
+        source: Folder of what it was made from; ``None`` to load and generate only.
+        tokens: Most tokens of held-out text to compare on.
+        rtn: Linear layers to round to nearest for comparison; empty for none.
+        bits: Bits of their codes.
+        group_size: Size of their groups.
+        symmetric: Whether their zero points are fixed.
+        transposed: Whether the source holds their weights as ``[in, out]``.
+    """
+
+    root: str
+    source: str | None
+    tokens: int
+    rtn: tuple[str, ...] = ()
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the process found.
+
+    Attributes:
+        consumer: The program that loaded the checkpoint.
+        reply: Tokens that the model wrote after the beginning of the held-out text.
+        divergence: Its predictions against the source's, plain JSON values, or ``None``.
+        rtn_divergence: The same of the source rounded to nearest, or ``None``.
+    """
+
+    consumer: str
+    reply: list[int]
+    divergence: dict[str, object] | None = None
+    rtn_divergence: dict[str, object] | None = None
+
+
+def load_in_fresh_process(request: Request) -> Answer:
+    """Run this module in a process of its own.
+
+    Args:
+        request: What to do.
+
+    Returns:
+        What it found.
+
+    Raises:
+        MissingExtraError: A package is not installed that loading needs.
+        CheckpointError: The checkpoint does not load or does not generate; the message says why.
+    """
+    command = [sys.executable, "-m", "forge.verify.fresh_load", json.dumps(asdict(request))]
+    # The files are here; a library that asks the Hub anyway must fail instead of waiting.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        return Answer(**json.loads(lines[-1]))
+    if done.returncode == _FAILED and lines:
+        problem = json.loads(lines[-1])
+        kind = MissingExtraError if problem["missing"] else CheckpointError
+        raise kind(problem["message"])
+    end = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    raise CheckpointError(f"The process that loaded '{request.root}' ended with: {end[0]}")
+
+
+def answer(request: Request) -> Answer:
+    """Do what a request asks, in this process.
+
+    Args:
+        request: The request.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ForgeError: The checkpoint does not load cleanly, or predicts NaN.
+    """
+    from forge.evaluate.divergence import compare, predict
+
+    root = Path(request.root)
+    model, consumer = _load_variant(root)
+    reply = _write(model, _prompt(root))
+    if request.source is None:
+        return Answer(consumer, reply)
+    tokens_BT = _windows(root, model, request.tokens)
+    variant = predict(model, tokens_BT)
+    del model
+    source = Path(request.source)
+    plain = _load_plain(source)
+    reference, family = predict(plain, tokens_BT), type(plain)
+    del plain
+    found = compare(reference, variant, tokens_BT).as_json()
+    del variant
+    rounded = None
+    if request.rtn:
+        model = _load_state(family, source, dict(_rounded(source, request)))
+        rounded = compare(reference, predict(model, tokens_BT), tokens_BT).as_json()
+    return Answer(consumer, reply, found, rounded)
+
+
+def _load_variant(root: Path) -> tuple[PreTrainedModel, str]:
+    config = json.loads((root / "config.json").read_text("utf-8"))
+    if config["quantization_config"].get("quant_method") == "bitsandbytes":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtraError(
+                "bitsandbytes is not installed. Run: pip install 'forge[quantize]'"
+            )
+        return _load_plain(root), "transformers with bitsandbytes"
+    from forge import runtime
+
+    return runtime.load(root), "forge.runtime"
+
+
+def _load_plain(root: Path) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(root, dtype="auto", output_loading_info=True)
+    return _clean(root, cast("_Loaded", loaded))
+
+
+def _load_state(
+    family: type[PreTrainedModel], root: Path, state: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(root)
+    # It declares to return a model, and returns a pair when it is asked for the report.
+    loaded = family.from_pretrained(
+        None, config=config, state_dict=state, dtype="auto", output_loading_info=True
+    )
+    return _clean(root, cast("_Loaded", loaded))
+
+
+def _clean(root: Path, loaded: _Loaded) -> PreTrainedModel:
+    model, report = loaded
+    # transformers invents what is missing, with a warning; here that is a failure.
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
+        raise CheckpointError(f"'{root}' does not load as it is: {shown}.")
+    return model
+
+
+def _prompt(root: Path) -> list[int]:
+    from forge.evaluate.held_out import held_out_text
+
+    return _tokenize(root, held_out_text()[:400])[:_PROMPT_TOKENS]
+
+
+def _windows(root: Path, model: PreTrainedModel, limit: int) -> npt.NDArray[np.int64]:
+    from forge.evaluate.held_out import WINDOW, held_out_text, windows
+
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", WINDOW)
+    length = min(WINDOW, longest) if isinstance(longest, int) else WINDOW
+    return windows(_tokenize(root, held_out_text()), limit=limit, length=length)
+
+
+def _tokenize(root: Path, text: str) -> list[int]:
+    from transformers import AutoTokenizer
+
+    ids: list[int] = AutoTokenizer.from_pretrained(root)(text, verbose=False).input_ids
+    return ids
+
+
+def _write(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    import torch
+
+    prompt_BT = torch.tensor([prompt], device=model.device)
+    generate: Any = model.generate
+    output_BT = generate(
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
+        max_new_tokens=_REPLY_TOKENS,
+        min_new_tokens=_REPLY_TOKENS,
+        do_sample=False,
+    )
+    reply: list[int] = output_BT[0, len(prompt) :].tolist()
+    if len(reply) != _REPLY_TOKENS:
+        raise CheckpointError(f"The model stopped after {len(reply)} of {_REPLY_TOKENS} tokens.")
+    return reply
+
+
+def _rounded(source: Path, request: Request) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    from forge.quantize.contract import Scheme
+
+    scheme = Scheme(request.bits, request.group_size, request.symmetric)
+    linears = {f"{module}.weight" for module in request.rtn}
+    for file in open_safetensors(source, label=str(source)).files():
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (no dictionary)
+                weight = tensors.get_tensor(name)
+                if name in linears:
+                    weight = _round(weight, scheme, transposed=request.transposed)
+                yield name, weight
+
+
+def _round(weight: torch.Tensor, scheme: Scheme, *, transposed: bool) -> torch.Tensor:
+    import torch
+
+    from forge.quantize.methods.rtn import dequantize, quantize_rtn
+
+    values = weight.float().numpy()
+    values_OI = np.ascontiguousarray(values.T) if transposed else values
+    rounded_OI = dequantize(quantize_rtn(values_OI, scheme))
+    rounded = rounded_OI.T if transposed else rounded_OI
+    return torch.from_numpy(rounded.copy()).to(weight.dtype)
+
+
+def main() -> int:
+    """Answer the request on the command line."""
+    request = json.loads(sys.argv[1])
+    try:
+        found = answer(Request(**{**request, "rtn": tuple(request["rtn"])}))
+    except ForgeError as error:
+        missing = isinstance(error, MissingExtraError)
+        sys.stdout.write(json.dumps({"message": str(error), "missing": missing}) + "\n")
+        return _FAILED
+    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
