@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from forge.quantize.catalog import load_format
 from forge.quantize.contract import QuantizedWeight, Scheme
-from tests.quantize.packed_folder import PROJECTIONS, packed_folder
+from tests.quantize.packed_folder import PROJECTIONS, dequantized_folder, packed_folder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("compressed_tensors")
@@ -40,7 +38,7 @@ def test_transformers_reads_what_we_packed(tmp_path: Path, symmetric: bool, tie:
         with torch.no_grad():
             logits = model(torch.arange(4, 20)[None]).logits
         assert len(weights) == 2 * len(PROJECTIONS) - 1
-        plain = AutoModelForCausalLM.from_pretrained(_dequantized(root, weights))
+        plain = AutoModelForCausalLM.from_pretrained(dequantized_folder(root, weights))
         with torch.no_grad():
             expected = plain(torch.arange(4, 20)[None]).logits
     assert expected.std() > 0.1
@@ -57,26 +55,3 @@ def test_the_library_reads_our_config() -> None:
         group = read.config_groups["group_0"].weights
         assert (group.num_bits, group.group_size, group.symmetric) == (4, 64, symmetric)
         assert (read.ignore, read.format) == (["lm_head"], "pack-quantized")
-
-
-def _dequantized(root: Path, weights: dict[str, QuantizedWeight]) -> Path:
-    """Write the same model with its quantized weights multiplied out in float16."""
-    from safetensors.numpy import load_file, save_file
-
-    plain = root.with_name("plain")
-    plain.mkdir()
-    tensors = {
-        name: array
-        for name, array in load_file(root / "model.safetensors").items()
-        if name.rpartition(".")[0] not in weights
-    }
-    for name, weight in weights.items():
-        size = weight.scheme.group_size
-        zeros = np.repeat(weight.zeros_OG, size, axis=1).astype(np.float16)
-        scales = np.repeat(weight.scales_OG, size, axis=1)
-        tensors[f"{name}.weight"] = (weight.codes_OI.astype(np.float16) - zeros) * scales
-    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
-    config = json.loads((root / "config.json").read_text())
-    del config["quantization_config"]
-    (plain / "config.json").write_text(json.dumps(config))
-    return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,32 @@ def packed_folder(
     config["quantization_config"] = module.quantization_config(scheme, unconverted)
     (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return root
+
+
+def dequantized_folder(root: Path, weights: Mapping[str, QuantizedWeight]) -> Path:
+    """Write a packed folder's model with its weights multiplied out in float16, beside it.
+
+    Args:
+        root: The packed folder; its other tensors are float16.
+        weights: Its quantized weights by module.
+    """
+    plain = root.with_name("plain")
+    plain.mkdir()
+    rows = {
+        name: row
+        for name, row in raw_tensors(root).items()
+        if name.rpartition(".")[0] not in weights
+    }
+    for name, weight in weights.items():
+        size = weight.scheme.group_size
+        zeros = np.repeat(weight.zeros_OG, size, axis=1).astype(np.float16)
+        values = (weight.codes_OI - zeros) * np.repeat(weight.scales_OG, size, axis=1)
+        rows[f"{name}.weight"] = ("F16", values.shape, values.tobytes())
+    write_safetensors(plain / "model.safetensors", rows)
+    config = json.loads((root / "config.json").read_text())
+    del config["quantization_config"]
+    (plain / "config.json").write_text(json.dumps(config))
+    return plain
 
 
 def raw_tensors(root: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

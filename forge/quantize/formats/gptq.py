@@ -118,8 +118,9 @@ def quantization_config(scheme: Scheme, modules_to_not_convert: Sequence[str]) -
 
     Args:
         scheme: Bits and groups.
-        modules_to_not_convert: Linear modules that stay in full precision; readers know them by
-            their missing parts, except those of blocks, which ``dynamic`` names.
+        modules_to_not_convert: Linear modules that stay in full precision, named by ``dynamic``,
+            which gptqmodel, vLLM and SGLang read and transformers does not. The head stays so
+            without being named.
     """
     config: dict[str, object] = {
         "quant_method": "gptq",
