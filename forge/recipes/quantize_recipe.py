@@ -41,6 +41,7 @@ _FORMAT_KEYS: Final = ("format", "version", "type")
 _CALIBRATION_OPTIONS: Final = {
     "calibration_samples": "samples",
     "calibration_tokens": "tokens",
+    "calibration_field": "field",
     "chat_template": "chat_template",
 }
 
