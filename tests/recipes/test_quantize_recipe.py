@@ -211,7 +211,7 @@ WRONG = {
     "key of transformers": (AWQ, "bits", "load_in_4bit", 4, "load_in_4bit", "'type: nf4'"),
     "no method": (AWQ, "method: awq\n", "", 1, "method", "one of awq, rtn, bnb"),
     "misspelt method": (AWQ, "method: awq", "method: akw", 2, "method", "mean 'awq'"),
-    "misspelt version": (AWQ, "gemm", "gemn", 3, "version", "mean 'gemm'"),
+    "misspelt version": (AWQ, "gemm", "gemmm", 3, "version", "mean 'gemm'"),
     "full name as version": (AWQ, "gemm", "awq-gemm", 3, "version", "Write gemm."),
     "type as version": (AWQ, "gemm", "nf4", 3, "version", "under 'format', as bnb-nf4"),
     "version twice": (AWQ, "gemv", "gemm", 3, "version", "awq-gemm is listed twice"),
