@@ -174,7 +174,7 @@ class Watch:
         states_ND, choices = arguments[0], arguments[1]
         assert isinstance(states_ND, torch.Tensor)
         assert isinstance(choices, torch.Tensor)
-        tokens_N = choices.eq(place.expert).any(dim=-1).nonzero().view(-1)
+        tokens_N = choices.eq(place.expert or 0).any(dim=-1).nonzero().view(-1)
         inputs = states_ND.reshape(-1, states_ND.shape[-1])[tokens_N]
         if place.is_last:
             first = stack.get_parameter("gate_up_proj")[place.expert]

@@ -131,7 +131,8 @@ def feedback_factor(gram_II: torch.Tensor) -> torch.Tensor:
         )
     inverse_II = torch.cholesky_inverse(lower_II)
     upper_II = torch.linalg.cholesky(inverse_II, upper=True)
-    return (upper_II / upper_II.diagonal()[:, None]).float().contiguous()
+    ratio_II: torch.Tensor = upper_II / upper_II.diagonal()[:, None]
+    return ratio_II.float().contiguous()
 
 
 def _best_cuts(tile_RI: torch.Tensor, grams_Ggg: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -145,7 +146,8 @@ def _best_cuts(tile_RI: torch.Tensor, grams_Ggg: torch.Tensor, scheme: Scheme) -
         errors_GKRg = shrunk_errors(rows_rI, cuts_K, scheme)
         num_groups, num_cuts, num_rows, size = errors_GKRg.shape
         flat_GXg = errors_GKRg.view(num_groups, -1, size)
-        losses_GX = torch.linalg.vecdot(torch.bmm(flat_GXg, grams_Ggg), flat_GXg)
+        losses_GX: torch.Tensor = torch.linalg.vecdot(torch.bmm(flat_GXg, grams_Ggg), flat_GXg)
         choice_GR = losses_GX.view(num_groups, num_cuts, num_rows).argmin(dim=1)
         best.append(cuts_K[choice_GR].T)
-    return torch.cat(best).contiguous()
+    cuts_RG: torch.Tensor = torch.cat(best).contiguous()
+    return cuts_RG

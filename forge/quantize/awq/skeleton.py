@@ -243,7 +243,8 @@ def _build(checkpoint: Checkpoint, *, text_only: bool) -> PreTrainedModel:
         raise IncompatibleError(
             f"transformers cannot build '{checkpoint.source.label}' from its config: {error}"
         ) from error
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _prefix_of_blocks(architecture: Architecture, names: frozenset[str], label: str) -> str:
