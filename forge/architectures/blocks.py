@@ -253,7 +253,8 @@ def _check_covered(
     known = {
         f"{name}.weight" for group in groups for name in (*group.linears, *group.companions)
     }  # fmt: skip
-    for name, shape in tensors.items():
+    # Fused experts first: without experts of its own, a block's router is unknown, too.
+    for name, shape in sorted(tensors.items(), key=lambda item: -len(item[1])):
         if name in known or "norm" in name or len(shape) not in (2, 3) or "bias" in name:
             continue
         if len(shape) == 3:
