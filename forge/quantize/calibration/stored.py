@@ -68,14 +68,14 @@ def load_tokens(path: Path) -> Tokens:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"'{path}' is larger than 1 GiB; is it a file of tokens?")
-        with path.open("rb") as file:
-            held = np.load(file, allow_pickle=False)
+        # Mapped, a header that claims more than the file holds allocates nothing.
+        held = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, OverflowError) as error:
         raise CheckpointError(
             f"'{path}' is no .npy file of tokens, such as the {TOKENS_FILE} beside an output."
         ) from error
-    if not isinstance(held, np.ndarray) or held.dtype.kind not in "iu" or held.ndim != 2:
+    if held.dtype.kind not in "iu" or held.ndim != 2:
         raise CheckpointError(f"'{path}' must hold whole numbers, one row for each sequence.")
     return held.astype(np.int64)
