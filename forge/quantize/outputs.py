@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,9 +70,8 @@ def public_recipe(
         variant: The output's variant.
         checkpoint: The model; of a local folder, the last part of its path is named.
     """
-    resolved = dict(recipe.resolved())
+    resolved = dict(dataclasses.replace(recipe, variants=(variant,)).resolved())
     resolved["model"] = public_name(checkpoint)
-    resolved["format"] = [variant.format]
     calibration = resolved.get("calibration")
     if isinstance(calibration, Mapping) and calibration.get("source") != "hub":
         path = calibration.get("path")

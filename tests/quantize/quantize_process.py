@@ -14,7 +14,7 @@ from forge.quantize.run import run_quantize
 from forge.recipes.quantize_types import CalibrationRecipe, QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
 
-GROUP_SIZE = 16
+GROUP_SIZE = 32
 
 
 def recipe_of(
