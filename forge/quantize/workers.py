@@ -138,7 +138,7 @@ class Workers:
         if any(writer.planned.layout.needs_codes for writer in waiting):
             _refuse_nonfinite(linear.tensor, raw.data, raw.dtype, self._label)
             scheme = scheme_of(waiting[0].planned.variant)
-            self.write_codes(linear, quantize_rtn(raw.values(), scheme), {})
+            self.write_codes(linear, quantize_rtn(raw, scheme), {})
         for writer in waiting:
             if writer.planned.layout.needs_codes:
                 continue

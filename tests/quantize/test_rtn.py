@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from forge.core.errors import NonFiniteError
 from forge.quantize.contract import Scheme
-from forge.quantize.methods import rtn
 from forge.quantize.methods.rtn import dequantize, quantize_rtn
+from forge.quantize.raw_weight import RawWeight
+from tests.factory import to_bytes
 
 Floats = NDArray[np.float32]
 
@@ -102,16 +103,28 @@ def test_a_group_on_one_side_of_zero_keeps_its_values() -> None:
     assert result.zeros_OG.tolist() == [[0], [15]]
 
 
-def test_rows_are_independent_of_the_blocks_they_are_worked_on_in(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rows_are_independent_of_each_other() -> None:
     weight = _weight(7, (37, 64))
     whole = quantize_rtn(weight, Scheme(4, 16))
-    monkeypatch.setattr(rtn, "_BLOCK_ELEMENTS", 100)
-    parts = quantize_rtn(weight, Scheme(4, 16))
-    np.testing.assert_array_equal(whole.codes_OI, parts.codes_OI)
-    np.testing.assert_array_equal(whole.scales_OG, parts.scales_OG)
-    np.testing.assert_array_equal(whole.zeros_OG, parts.zeros_OG)
+    for start in range(0, 37, 5):
+        part = quantize_rtn(weight[start : start + 5], Scheme(4, 16))
+        np.testing.assert_array_equal(whole.codes_OI[start : start + 5], part.codes_OI)
+        np.testing.assert_array_equal(whole.scales_OG[start : start + 5], part.scales_OG)
+        np.testing.assert_array_equal(whole.zeros_OG[start : start + 5], part.zeros_OG)
+    turned = np.asfortranarray(weight)
+    np.testing.assert_array_equal(quantize_rtn(turned, Scheme(4, 16)).codes_OI, whole.codes_OI)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_weight_in_its_file_gives_the_codes_of_its_values(dtype: str, symmetric: bool) -> None:
+    data = np.frombuffer(to_bytes(_weight(11), dtype), np.uint8)
+    raw = RawWeight(data, dtype, (6, 64))
+    scheme = Scheme(4, 32, symmetric=symmetric)
+    direct, widened = quantize_rtn(raw, scheme), quantize_rtn(raw.values(), scheme)
+    np.testing.assert_array_equal(direct.codes_OI, widened.codes_OI)
+    np.testing.assert_array_equal(direct.scales_OG, widened.scales_OG)
+    np.testing.assert_array_equal(direct.zeros_OG, widened.zeros_OG)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

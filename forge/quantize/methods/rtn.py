@@ -24,25 +24,21 @@ I input features, G groups, g features of a group.
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import NonFiniteError
+from forge.kernels.cpu import native
+from forge.kernels.operands import address_of
 from forge.quantize.contract import QuantizedWeight, Scheme
-
-LEAST_RANGE: Final = 1e-5
-"""Range of a group below which AutoAWQ does not go; its scale is not zero in float16."""
-_BLOCK_ELEMENTS: Final = 1 << 18
-"""Elements that are worked on at once; what lies between the steps then stays in the cache."""
+from forge.quantize.raw_weight import KINDS, RawWeight
 
 
-def quantize_rtn(weight_OI: npt.NDArray[np.float32], scheme: Scheme) -> QuantizedWeight:
+def quantize_rtn(weight_OI: npt.NDArray[np.float32] | RawWeight, scheme: Scheme) -> QuantizedWeight:
     """Quantize a weight.
 
     Args:
-        weight_OI: float32; bfloat16 and float16 are widened to it without loss.
+        weight_OI: float32, or a weight as it lies in its file, which is then read once.
         scheme: Bits (at most 8) and groups; the group size divides I.
 
     Returns:
@@ -52,20 +48,28 @@ def quantize_rtn(weight_OI: npt.NDArray[np.float32], scheme: Scheme) -> Quantize
         NonFiniteError: A weight is NaN or infinite, or a scale is too large for float16.
         ValueError: The group size does not divide I.
     """
-    num_out, num_in = weight_OI.shape
+    if isinstance(weight_OI, RawWeight):
+        data: npt.NDArray[np.generic] = weight_OI.data
+        kind, (num_out, num_in) = weight_OI.kind, weight_OI.shape_OI
+    else:
+        data = np.ascontiguousarray(weight_OI, np.float32)
+        kind, (num_out, num_in) = KINDS["F32"], weight_OI.shape
     if num_in % scheme.group_size:
         raise ValueError(f"{num_in} columns do not divide into groups of {scheme.group_size}")
-    num_groups = num_in // scheme.group_size
+    groups = (num_out, num_in // scheme.group_size)
     codes_OI = np.empty((num_out, num_in), np.uint8)
-    scales_OG = np.empty((num_out, num_groups), np.float16)
-    zeros_OG = np.empty((num_out, num_groups), np.uint8)
-    rows = max(1, _BLOCK_ELEMENTS // max(num_in, 1))
-    quantize = _symmetric if scheme.symmetric else _asymmetric
-    for start in range(0, num_out, rows):
-        block = slice(start, start + rows)
-        values_OGg = weight_OI[block].reshape(-1, num_groups, scheme.group_size)
-        codes_OGg, scales_OG[block], zeros_OG[block] = quantize(values_OGg, scheme.bits)
-        codes_OI[block] = codes_OGg.reshape(-1, num_in)
+    scales_OG, zeros_OG = np.empty(groups, np.float16), np.empty(groups, np.uint8)
+    work, flags = np.empty(scheme.group_size, np.float32), np.zeros(1, np.int64)
+    native.word_kernel("quantized.rtn.round_to_nearest", 12)(
+        address_of(data), kind, num_out, num_in, scheme.group_size,
+        scheme.bits, int(scheme.symmetric),
+        address_of(codes_OI), address_of(scales_OG), address_of(zeros_OG),
+        address_of(work), address_of(flags),
+    )  # fmt: skip
+    if flags[0]:
+        raise NonFiniteError(
+            "A weight is NaN, infinite, or so large that its group's scale is beyond float16."
+        )
     return QuantizedWeight(codes_OI, scales_OG, zeros_OG, scheme)
 
 
@@ -81,46 +85,3 @@ def dequantize(weight: QuantizedWeight) -> npt.NDArray[np.float32]:
     values_OGg -= weight.zeros_OG[..., None]
     values_OGg *= weight.scales_OG[..., None].astype(np.float32)
     return values_OGg.reshape(num_out, num_in)
-
-
-def _asymmetric(
-    values_OGg: npt.NDArray[np.float32], bits: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16], npt.NDArray[np.float32]]:
-    last = np.float32((1 << bits) - 1)
-    high_OG = np.maximum(values_OGg.max(axis=2), 0)
-    low_OG = np.minimum(values_OGg.min(axis=2), 0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        range_OG = np.maximum(high_OG - low_OG, np.float32(LEAST_RANGE))
-        scales_OG = (range_OG / last).astype(np.float16)
-    _check(scales_OG)
-    divisors_OG = scales_OG.astype(np.float32)
-    zeros_OG = np.clip(-np.rint(low_OG / divisors_OG), 0, last)
-    codes_OGg = values_OGg / divisors_OG[..., None]
-    np.rint(codes_OGg, out=codes_OGg)
-    codes_OGg += zeros_OG[..., None]
-    np.clip(codes_OGg, 0, last, out=codes_OGg)
-    return codes_OGg, scales_OG, zeros_OG
-
-
-def _symmetric(
-    values_OGg: npt.NDArray[np.float32], bits: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16], npt.NDArray[np.float32]]:
-    middle = np.float32(1 << (bits - 1))
-    largest_OG = np.maximum(values_OGg.max(axis=2), -values_OGg.min(axis=2))
-    with np.errstate(over="ignore", invalid="ignore"):
-        range_OG = np.maximum(largest_OG, np.float32(LEAST_RANGE))
-        scales_OG = (range_OG / (middle - 1)).astype(np.float16)
-    _check(scales_OG)
-    codes_OGg = values_OGg / scales_OG[..., None].astype(np.float32)
-    np.rint(codes_OGg, out=codes_OGg)
-    codes_OGg += middle
-    np.clip(codes_OGg, 0, 2 * middle - 1, out=codes_OGg)
-    return codes_OGg, scales_OG, np.full(scales_OG.shape, middle, np.float32)
-
-
-def _check(scales_OG: npt.NDArray[np.float16]) -> None:
-    # NaN and infinity survive into a group's extremes and from there into its scale.
-    if not np.isfinite(scales_OG).all():
-        raise NonFiniteError(
-            "A weight is NaN, infinite, or so large that its group's scale is beyond float16."
-        )
