@@ -22,6 +22,8 @@ from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import open_safetensors
 from forge.core.errors import IncompatibleError, NonFiniteError, OutputError, RecipeError
+from forge.quantize import workers
+from forge.quantize.contract import Scheme
 from forge.quantize.raw_weight import RawWeight
 from forge.quantize.run import QuantizeResult, run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
@@ -286,11 +288,11 @@ def test_a_failure_in_one_thread_ends_the_others(
 ) -> None:
     began = []
 
-    def values(self: RawWeight) -> Floats:
-        began.append(self)
+    def quantize_rtn(weight: RawWeight, scheme: Scheme) -> None:
+        began.append(weight)
         raise IncompatibleError("no")
 
-    monkeypatch.setattr(RawWeight, "values", values)
+    monkeypatch.setattr(workers, "quantize_rtn", quantize_rtn)
     with pytest.raises(IncompatibleError, match="no"):
         quantize(llama, tmp_path / "out", method="rtn", formats=["gptq"], threads=2)
     assert len(began) <= 6
