@@ -212,8 +212,15 @@ class _Workers:
 
 
 def _notices(checkpoint: Checkpoint, plan: Conversion) -> tuple[str, ...]:
-    notice = plan.target_row.notice
-    return (*checkpoint.notices, *([] if notice is None else [notice]))
+    notices = list(checkpoint.notices)
+    if plan.target_row.notice is not None:
+        notices.append(plan.target_row.notice)
+    if plan.scheme.symmetric and plan.target_row.version is not None:
+        notices.append(
+            "AWQ has no symmetric scheme: zero points, which are all the middle code, are written "
+            "out. A conversion back keeps them, so its file is larger than this one was."
+        )
+    return tuple(notices)
 
 
 def _fingerprint(checkpoint: Checkpoint, plan: Conversion) -> str:

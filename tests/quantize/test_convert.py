@@ -82,6 +82,25 @@ def test_the_way_back_is_the_same_for_other_types_and_shards(
     assert raw_tensors(folders[2]) == raw_tensors(packed)
 
 
+def test_a_symmetric_scheme_gets_zero_points_in_awq(tmp_path: Path) -> None:
+    scheme = Scheme(4, 32, symmetric=True)
+    source = packed_folder(tmp_path / "a", "compressed-tensors", scheme=scheme)
+    result = api.convert(str(source), "gemm", tmp_path / "b")
+    notices = json.loads((tmp_path / "b" / MANIFEST_FILE).read_text())["notices"]
+    assert result.manifest["notices"] == notices
+    assert len(notices) == 1
+    assert "AWQ has no symmetric scheme" in notices[0]
+    api.convert(str(tmp_path / "b"), "compressed-tensors", tmp_path / "c")
+    former = _weights(source, "compressed-tensors", scheme)
+    for name, weight in _weights(tmp_path / "c", "compressed-tensors", Scheme(4, 32)).items():
+        np.testing.assert_array_equal(weight.codes_OI, former[name].codes_OI)
+        np.testing.assert_array_equal(weight.zeros_OG, former[name].zeros_OG)
+    gptq = api.convert(str(source), "gptq", tmp_path / "d")
+    assert gptq.manifest["notices"] == []
+    api.convert(str(tmp_path / "d"), "compressed-tensors", tmp_path / "e")
+    assert raw_tensors(tmp_path / "e") == raw_tensors(source)
+
+
 def test_config_names_what_each_reader_must_leave(tmp_path: Path) -> None:
     kept = ("model.layers.0.mlp.up_proj",)
     scheme = Scheme(4, 32)
