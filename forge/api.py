@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from forge.recipes.quantize_recipe import QuantizeRecipe
     from forge.recipes.reference import ModelReference
     from forge.verify.difference import CheckpointDifference
-    from forge.verify.folder import VerifyReport
     from forge.verify.inspection import Inspection
+    from forge.verify.verification import Verification
 
 __all__ = [
     "ForgeError",
@@ -56,6 +56,9 @@ __all__ = [
 ]
 
 Engine = Literal["forge", "mergekit"]
+Verify = Literal["full", "quick", "off"]
+
+_MOST_PROBLEMS = 20
 
 
 def load_recipe(
@@ -234,9 +237,11 @@ def quantize(
     *,
     threads: int | None = None,
     overwrite: bool = False,
+    verification: Verify = "full",
+    tokens: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Quantize a checkpoint.
+    """Quantize a checkpoint, and prove the result right.
 
     Args:
         config: A recipe that names a model, or what ``load_quantize_recipe`` takes.
@@ -244,12 +249,15 @@ def quantize(
             appears at once, when everything in it is complete.
         threads: Worker threads; by default one for each core that this process may use.
         overwrite: Whether an existing output of forge may be replaced.
+        verification: The last step: ``full``, ``quick``, which loads no model, or ``off``.
+        tokens: Most tokens of held-out text to compare predictions on.
         progress: Hears how it goes.
 
     Returns:
-        The outputs, their manifests, and what it took.
+        The outputs, their manifests with what the verification found, and what it took.
 
     Raises:
+        VerificationError: An output is not right; it is there, and its manifest says what is wrong.
         ForgeError: The input or the output is not as it should be. What existed is untouched, and
             the same call resumes what it can.
     """
@@ -259,7 +267,10 @@ def quantize(
     recipe = _quantize_recipe(config)
     # From headers alone, so that nothing is downloaded or calibrated in vain.
     check_recipe(recipe, out=out, overwrite=overwrite)
-    return run_quantize(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+    result = run_quantize(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+    if verification == "off":
+        return result
+    return _proved(recipe, result, quick=verification == "quick", tokens=tokens, progress=progress)
 
 
 def newest_checkpoint(place: Path | None = None) -> Path:
@@ -345,22 +356,41 @@ def inspect(folder: Path) -> Inspection:
     return inspect_folder(folder)
 
 
-def verify(folder: Path, *, progress: Progress | None = None) -> VerifyReport:
-    """Check every byte of a checkpoint against its manifest.
+def verify(
+    folder: Path,
+    *,
+    against: str | None = None,
+    quick: bool = False,
+    tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check every byte of a checkpoint, and of a quantized one what its tensors mean.
 
     Args:
         folder: The checkpoint's folder.
+        against: What a quantized checkpoint was made from, as recipes name models; without it,
+            what compares with the source is skipped.
+        quick: Whether to leave out what loads a quantized model.
+        tokens: Most tokens of held-out text to compare predictions on.
         progress: Hears how it goes.
 
     Returns:
-        Every difference found.
+        Everything that is wrong.
 
     Raises:
-        CheckpointError: There is no manifest, or it is malformed.
+        CheckpointError: There is no manifest, or something is malformed.
     """
-    from forge.verify.folder import verify_folder
+    from forge.checkpoints.checkpoint import open_checkpoint
+    from forge.verify.quantized import DEFAULT_TOKENS
+    from forge.verify.verification import verify as verify_checkpoint
 
-    return verify_folder(folder, progress=progress)
+    limit = DEFAULT_TOKENS if tokens is None else tokens
+    source = None if against is None else open_checkpoint(_reference(against))
+    try:
+        return verify_checkpoint(folder, source, quick=quick, tokens=limit, progress=progress)
+    finally:
+        if source is not None:
+            source.source.close()
 
 
 def diff(a: str, b: str, *, progress: Progress | None = None) -> CheckpointDifference:
@@ -405,6 +435,48 @@ def reference(text: str) -> ModelReference:
         CheckpointError: It is malformed.
     """
     return _reference(text)
+
+
+def _proved(
+    recipe: QuantizeRecipe,
+    result: QuantizeResult,
+    *,
+    quick: bool,
+    tokens: int | None,
+    progress: Progress | None,
+) -> QuantizeResult:
+    """Verify what a quantization made, as its last step."""
+    from forge.checkpoints.checkpoint import open_checkpoint
+    from forge.core.errors import VerificationError
+    from forge.verify.manifest import read_manifest
+    from forge.verify.quantized import DEFAULT_TOKENS
+    from forge.verify.verification import verify_made
+
+    assert recipe.model is not None
+    folders = [output.out for output in result.outputs]
+    limit = DEFAULT_TOKENS if tokens is None else tokens
+    source = open_checkpoint(recipe.model)
+    try:
+        reports = verify_made(folders, source, quick=quick, tokens=limit, progress=progress)
+    finally:
+        source.source.close()
+    problems = [
+        f"'{folder}' is not right: {finding.message}"
+        for folder, report in reports.items()
+        for finding in report.findings
+    ]
+    if problems:
+        shown = problems[:_MOST_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"... and {len(problems) - len(shown):,} more; the manifest lists them.")
+        raise VerificationError("\n".join(shown))
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    outputs = tuple(
+        output if (manifest := manifests[output.out]) is None
+        else dataclasses.replace(output, manifest=manifest.content)
+        for output in result.outputs
+    )  # fmt: skip
+    return dataclasses.replace(result, outputs=outputs)
 
 
 def _quantize_recipe(config: str | Path | QuantizeRecipe) -> QuantizeRecipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from forge.cli.options import RESUMABLE_KEY, debug_option, json_option
 from forge.cli.progress import open_progress
 from forge.cli.quantize_progress import WithMemory
 from forge.cli.tables import duration_text, plural, size_text
+from forge.verify.findings import TITLES
 
 if TYPE_CHECKING:
     from forge.quantize.run import QuantizeResult
@@ -71,6 +73,13 @@ _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1, 1024), help="Worker threads.  [default: cores]"
 )
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "quick", "off"]),
+    default="full",
+    show_default=True,
+    help="Last step: prove the result right; quick loads no model.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of forge.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no notices.")
@@ -84,6 +93,7 @@ def command(
     config: str | None,
     out: Path | None,
     threads: int | None,
+    verify: api.Verify,
     overwrite: bool,
     dry_run: bool,
     quiet: bool,
@@ -111,6 +121,7 @@ def command(
             target,
             threads=threads,
             overwrite=overwrite,
+            verification=verify,
             progress=WithMemory(progress),
         )
     finally:
@@ -180,6 +191,7 @@ def _record(result: QuantizeResult) -> dict[str, object]:
                 "output_bytes": output.output_bytes,
                 "content_digest": output.manifest.get("content_digest"),
                 "notices": output.manifest.get("notices"),
+                "verification": output.manifest.get("verification"),
             }
             for output in result.outputs
         ],
@@ -195,6 +207,7 @@ def _summary(result: QuantizeResult) -> str:
             f"{output.out}",
             f"  {output.format}, {plural(output.num_tensors, 'tensor')}{resumed}, "
             f"{size_text(output.output_bytes)}, {share:.0%} of {size_text(result.input_bytes)}",
+            *_verified(output.manifest.get("verification")),
         ]
     first = result.outputs[0].out
     return "\n".join(
@@ -204,3 +217,11 @@ def _summary(result: QuantizeResult) -> str:
             f'{first} "..."\' runs it.',
         ]
     )
+
+
+def _verified(record: object) -> list[str]:
+    checks = record.get("checks") if isinstance(record, Mapping) else None
+    return [
+        f"  {check['state']}: {TITLES[check['check']]}, {check['summary']}"
+        for check in (checks if isinstance(checks, list) else [])
+    ]

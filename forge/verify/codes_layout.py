@@ -14,7 +14,7 @@ import numpy as np
 
 from forge.quantize.catalog import LayoutFormat
 from forge.quantize.contract import Part, Scheme
-from forge.verify.stored import Arrays, Floats, Stored
+from forge.verify.stored import Arrays, Floats, Stored, kept_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,7 @@ class GroupsOfCodes:
 
     def config_faults(self, declared: Mapping[str, object]) -> tuple[str, ...]:
         """Compare with what the format itself would have written."""
-        kept = declared.get("modules_to_not_convert", declared.get("ignore")) or ()
-        if not isinstance(kept, list | tuple) or not all(isinstance(name, str) for name in kept):
-            return (f"'modules_to_not_convert' is {kept!r}, not a list of names",)
-        expected = self.code_format.quantization_config(self.scheme, list(kept))
+        expected = self.code_format.quantization_config(self.scheme, kept_names(declared))
         return tuple(
             f"'{key}' is {json.dumps(declared.get(key))}, not {json.dumps(expected.get(key))}"
             for key in sorted(expected.keys() | declared.keys())

@@ -1,6 +1,6 @@
-"""Load a quantized checkpoint in a process of its own, let it write, and compare its predictions.
+"""Load quantized checkpoints in a process of its own, let them write, compare their predictions.
 
-    python -m forge.verify.fresh_load '{"root": ..., "source": ..., "tokens": ..., "rtn": ...}'
+    python -m forge.verify.fresh_load '{"roots": [...], "source": ..., "tokens": ..., "rtn": [...]}'
 
 Nothing of the quantization is left in that process: what it loads are the files, by the program
 that users load them with. The result is one line of JSON. One model is in memory at a time: of the
@@ -14,24 +14,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
 from forge.checkpoints.source import open_safetensors
-from forge.core.errors import CheckpointError, ForgeError, MissingExtraError
+from forge.core.errors import CheckpointError, ForgeError, MissingExtraError, NonFiniteError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
     from transformers import PreTrainedModel
 
+    from forge.evaluate.divergence import Predictions
     from forge.quantize.contract import Scheme
 
-    _Loaded = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
+    _Pair = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
 
 _PROMPT_TOKENS: Final = 12
 _REPLY_TOKENS: Final = 16
@@ -44,8 +45,8 @@ class Request:
     """What the process is to do.
 
     Attributes:
-        root: Folder of the quantized checkpoint.
-        source: Folder of what it was made from; ``None`` to load and generate only.
+        roots: Folders of quantized checkpoints of one source.
+        source: Folder of what they were made from; ``None`` to load and generate only.
         tokens: Most tokens of held-out text to compare on.
         rtn: Linear layers to round to nearest for comparison; empty for none.
         bits: Bits of their codes.
@@ -54,7 +55,7 @@ class Request:
         transposed: Whether the source holds their weights as ``[in, out]``.
     """
 
-    root: str
+    roots: tuple[str, ...]
     source: str | None
     tokens: int
     rtn: tuple[str, ...] = ()
@@ -65,19 +66,32 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """What became of one checkpoint.
+
+    Attributes:
+        consumer: The program that loaded it.
+        problem: Why it does not load, generate or predict; ``None`` when it does.
+        reply: Tokens that the model wrote after the beginning of the held-out text.
+        divergence: Its predictions against the source's, plain JSON values, or ``None``.
+    """
+
+    consumer: str
+    problem: str | None = None
+    reply: tuple[int, ...] = ()
+    divergence: dict[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the process found.
 
     Attributes:
-        consumer: The program that loaded the checkpoint.
-        reply: Tokens that the model wrote after the beginning of the held-out text.
-        divergence: Its predictions against the source's, plain JSON values, or ``None``.
-        rtn_divergence: The same of the source rounded to nearest, or ``None``.
+        outputs: One for each folder, in their order.
+        rtn_divergence: Predictions of the source rounded to nearest, or ``None``.
     """
 
-    consumer: str
-    reply: list[int]
-    divergence: dict[str, object] | None = None
+    outputs: tuple[Loaded, ...]
     rtn_divergence: dict[str, object] | None = None
 
 
@@ -88,12 +102,13 @@ def load_in_fresh_process(request: Request) -> Answer:
         request: What to do.
 
     Returns:
-        What it found.
+        What it found; a checkpoint that does not load is a finding.
 
     Raises:
         MissingExtraError: A package is not installed that loading needs.
-        CheckpointError: The checkpoint does not load or does not generate; the message says why.
+        CheckpointError: The process was ended, or the source does not load.
     """
+    _require("torch", "transformers", "safetensors")
     command = [sys.executable, "-m", "forge.verify.fresh_load", json.dumps(asdict(request))]
     # The files are here; a library that asks the Hub anyway must fail instead of waiting.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -103,13 +118,19 @@ def load_in_fresh_process(request: Request) -> Answer:
     )  # fmt: skip
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
-        return Answer(**json.loads(lines[-1]))
+        found = json.loads(lines[-1])
+        outputs = tuple(
+            Loaded(**{**output, "reply": tuple(output["reply"])}) for output in found["outputs"]
+        )
+        return Answer(outputs, found["rtn_divergence"])
     if done.returncode == _FAILED and lines:
         problem = json.loads(lines[-1])
         kind = MissingExtraError if problem["missing"] else CheckpointError
         raise kind(problem["message"])
-    end = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    raise CheckpointError(f"The process that loaded '{request.root}' ended with: {end[0]}")
+    end = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+    raise CheckpointError(
+        f"The process that loads the result ended with exit code {done.returncode}: {end[0]}"
+    )
 
 
 def answer(request: Request) -> Answer:
@@ -122,49 +143,77 @@ def answer(request: Request) -> Answer:
         What was found.
 
     Raises:
-        ForgeError: The checkpoint does not load cleanly, or predicts NaN.
+        ForgeError: A package is missing, or the source does not load cleanly.
     """
     from forge.evaluate.divergence import compare, predict
 
-    root = Path(request.root)
-    model, consumer = _load_variant(root)
-    reply = _write(model, _prompt(root))
-    if request.source is None:
-        return Answer(consumer, reply)
-    tokens_BT = _windows(root, model, request.tokens)
-    variant = predict(model, tokens_BT)
-    del model
+    outputs: list[Loaded] = []
+    variants: dict[int, Predictions] = {}
+    tokens_BT = None
+    for number, folder in enumerate(request.roots):
+        root = Path(folder)
+        consumer, load = _consumer(root)
+        try:
+            model = load(root)
+            reply = _write(model, _prompt(root))
+            if request.source is not None:
+                tokens_BT = (
+                    _windows(root, model, request.tokens) if tokens_BT is None else tokens_BT
+                )
+                variants[number] = predict(model, tokens_BT)
+            outputs.append(Loaded(consumer, reply=tuple(reply)))
+            del model
+        except MissingExtraError:
+            raise
+        except Exception as error:
+            # Whatever a loader raises at a checkpoint is what was to be found out.
+            text = (
+                str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}"
+            )
+            outputs.append(Loaded(consumer, problem=text))
+    if request.source is None or tokens_BT is None or not variants:
+        return Answer(tuple(outputs))
     source = Path(request.source)
     plain = _load_plain(source)
     reference, family = predict(plain, tokens_BT), type(plain)
     del plain
-    found = compare(reference, variant, tokens_BT).as_json()
-    del variant
-    rounded = None
-    if request.rtn:
-        model = _load_state(family, source, dict(_rounded(source, request)))
-        rounded = compare(reference, predict(model, tokens_BT), tokens_BT).as_json()
-    return Answer(consumer, reply, found, rounded)
+    for number in list(variants):
+        try:
+            found = compare(reference, variants.pop(number), tokens_BT).as_json()
+            outputs[number] = replace(outputs[number], divergence=found)
+        except NonFiniteError as error:
+            outputs[number] = replace(outputs[number], problem=str(error))
+    if not request.rtn:
+        return Answer(tuple(outputs))
+    rounded = _load_state(family, source, dict(_rounded(source, request)))
+    return Answer(
+        tuple(outputs), compare(reference, predict(rounded, tokens_BT), tokens_BT).as_json()
+    )
 
 
-def _load_variant(root: Path) -> tuple[PreTrainedModel, str]:
+def _require(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(
+                f"{package} is not installed. Run: pip install 'forge[quantize]'"
+            )
+
+
+def _consumer(root: Path) -> tuple[str, Callable[[Path], PreTrainedModel]]:
     config = json.loads((root / "config.json").read_text("utf-8"))
     if config["quantization_config"].get("quant_method") == "bitsandbytes":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(
-                "bitsandbytes is not installed. Run: pip install 'forge[quantize]'"
-            )
-        return _load_plain(root), "transformers with bitsandbytes"
+        _require("bitsandbytes")
+        return "transformers with bitsandbytes", _load_plain
     from forge import runtime
 
-    return runtime.load(root), "forge.runtime"
+    return "forge.runtime", runtime.load
 
 
 def _load_plain(root: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(root, dtype="auto", output_loading_info=True)
-    return _clean(root, cast("_Loaded", loaded))
+    return _clean(root, cast("_Pair", loaded))
 
 
 def _load_state(
@@ -177,10 +226,10 @@ def _load_state(
     loaded = family.from_pretrained(
         None, config=config, state_dict=state, dtype="auto", output_loading_info=True
     )
-    return _clean(root, cast("_Loaded", loaded))
+    return _clean(root, cast("_Pair", loaded))
 
 
-def _clean(root: Path, loaded: _Loaded) -> PreTrainedModel:
+def _clean(root: Path, loaded: _Pair) -> PreTrainedModel:
     model, report = loaded
     # transformers invents what is missing, with a warning; here that is a failure.
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
@@ -259,9 +308,10 @@ def _round(weight: torch.Tensor, scheme: Scheme, *, transposed: bool) -> torch.T
 
 def main() -> int:
     """Answer the request on the command line."""
-    request = json.loads(sys.argv[1])
+    content = json.loads(sys.argv[1])
+    request = Request(**{**content, "roots": tuple(content["roots"]), "rtn": tuple(content["rtn"])})
     try:
-        found = answer(Request(**{**request, "rtn": tuple(request["rtn"])}))
+        found = answer(request)
     except ForgeError as error:
         missing = isinstance(error, MissingExtraError)
         sys.stdout.write(json.dumps({"message": str(error), "missing": missing}) + "\n")

@@ -8,7 +8,7 @@ from forge.core.errors import CheckpointError
 from forge.quantize.catalog import FORMATS, identify, load_format
 from forge.verify.bnb_layouts import BlocksOf4Bits, RowsOf8Bits
 from forge.verify.codes_layout import GroupsOfCodes
-from forge.verify.stored import Layout
+from forge.verify.stored import Layout, kept_names
 
 
 def layout_of(config: Mapping[str, object]) -> Layout:
@@ -49,8 +49,4 @@ def kept_modules(config: Mapping[str, object]) -> tuple[str, ...]:
         config: The configuration.
     """
     declared = config.get("quantization_config")
-    for key in ("modules_to_not_convert", "llm_int8_skip_modules", "ignore"):
-        names = declared.get(key) if isinstance(declared, Mapping) else None
-        if isinstance(names, list):
-            return tuple(str(name) for name in names)
-    return ()
+    return kept_names(declared) if isinstance(declared, Mapping) else ()

@@ -72,3 +72,24 @@ class Layout(Protocol):
 
     def config_faults(self, declared: Mapping[str, object]) -> tuple[str, ...]:
         """Return where ``quantization_config`` is not what the layout's consumers expect."""
+
+
+def kept_names(declared: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the modules in full precision that a ``quantization_config`` lists.
+
+    Args:
+        declared: The ``quantization_config``; each method has a key of its own for them.
+    """
+    for key in ("modules_to_not_convert", "llm_int8_skip_modules", "ignore"):
+        names = declared.get(key)
+        if isinstance(names, list):
+            return tuple(str(name) for name in names)
+    patterns = declared.get("dynamic")
+    if not isinstance(patterns, Mapping):
+        return ()
+    # GPTQ's own: a minus, a colon, and a regular expression.
+    return tuple(
+        pattern.removeprefix("-:").replace("\\.", ".")
+        for pattern in patterns
+        if isinstance(pattern, str) and pattern.startswith("-:")
+    )

@@ -164,9 +164,9 @@ def check(root: Path, source: Path | None, *, quick: bool = True) -> QuantizedRe
     manifest = read_manifest(root)
     assert manifest is not None
     if source is None:
-        return verify_quantized(root, manifest, None, quick=quick)
+        return verify_quantized({root: manifest}, None, quick=quick)[0]
     checkpoint = open_checkpoint(ModelReference.parse(str(source)))
     try:
-        return verify_quantized(root, manifest, checkpoint, quick=quick)
+        return verify_quantized({root: manifest}, checkpoint, quick=quick)[0]
     finally:
         checkpoint.source.close()
