@@ -32,11 +32,12 @@ _VERBS: Final = {
     "merge": "Merge checkpoints as a recipe says.",
     "check": "Say what a merge would run into, from headers and configs alone.",
     "methods": "List the merge methods, or explain one.",
+    "quantize": "Quantize a checkpoint, to one or several formats.",
+    "convert": "Change the layout of a quantized checkpoint, without loss.",
+    "generate": "Let a checkpoint write text, here and now.",
     "inspect": "Show what a checkpoint is and how it was merged.",
     "verify": "Check every byte of a checkpoint against its manifest.",
     "diff": "Say how two checkpoints differ, layer by layer.",
-    "quantize": "Quantize a checkpoint, to one or several formats.",
-    "convert": "Change the layout of a quantized checkpoint, without loss.",
 }
 _USAGE_EXIT: Final = 2
 _DEFECT_EXIT: Final = 70

@@ -39,11 +39,12 @@ def printable(text: str) -> str:
     )
 
 
-def result(text: str = "") -> None:
+def result(text: str = "", *, end: str = "\n") -> None:
     """Print a result to stdout.
 
     Args:
         text: One or more lines, without the last line feed.
+        end: What follows; nothing while a result comes in pieces.
 
     Raises:
         OutputError: stdout cannot take it, because a disk is full, for example.
@@ -53,7 +54,7 @@ def result(text: str = "") -> None:
         # Closed by the caller, who does not want the result.
         return
     try:
-        print(_encodable(printable(text), sys.stdout.encoding), flush=True)
+        print(_encodable(printable(text), sys.stdout.encoding), end=end, flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -82,7 +82,8 @@ def _build(
             output_loading_info=True,
         )
     _check_report(checkpoint, report)
-    model.config.name_or_path = str(root)
+    # lm-eval finds the tokenizer by it.
+    model.name_or_path = model.config.name_or_path = str(root)
     if declared is not None:
         model.config.quantization_config = declared
     if model.can_generate() and (root / "generation_config.json").is_file():
