@@ -44,7 +44,8 @@ def test_version(capsys: Capture) -> None:
         (["mrge"], "There is no command 'mrge'. Did you mean 'merge'?", "forge"),
         (
             ["zzz"],
-            "There is no command 'zzz'. Choose from: merge, check, methods, inspect, verify, diff.",
+            "There is no command 'zzz'. Choose from: merge, check, methods, quantize, convert, "
+            "generate, inspect, verify, diff.",
             "forge",
         ),
         (["verify"], "Missing argument 'DIR'.", "forge verify"),

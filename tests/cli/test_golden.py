@@ -21,7 +21,12 @@ def _fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.mark.parametrize("verb", ["", "merge", "check", "methods", "inspect", "verify", "diff"])
+VERBS = [
+    "", "merge", "check", "methods", "quantize", "convert", "generate", "inspect", "verify", "diff",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help(verb: str, capsys: Capture) -> None:
     assert run([*verb.split(), "--help"]) == 0
     check_golden(f"help_{verb or 'forge'}", capsys.readouterr().out)
