@@ -15,8 +15,6 @@ SURFACE = {
     "inspect": "(folder: 'Path') -> 'Inspection'",
     "load_quantize_recipe": "(config: 'str | Path | None' = None, *, options: "
     "'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
-    "load_quantize_recipe": "(config: 'str | Path | None' = None, *, "
-    "options: 'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
     "max_shard_size: 'str | None' = None) -> 'MergeRecipe'",
     "merge": "(config: 'str | Path | MergeRecipe', out: 'Path', *, threads: 'int | None' = None, "
@@ -24,19 +22,12 @@ SURFACE = {
     "engine: 'Engine' = 'forge') -> 'MergeResult'",
     "methods": "() -> 'Catalog[MethodRow]'",
     "newest_checkpoint": "(place: 'Path | None' = None) -> 'Path'",
-    "newest_checkpoint": "(place: 'Path | None' = None) -> 'Path'",
     "plan": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'MergePlan'",
     "plan_quantize": "(config: 'str | Path | QuantizeRecipe', *, out: 'Path | None' = None) "
     "-> 'QuantizePlan'",
     "quantize": "(config: 'str | Path | QuantizeRecipe', out: 'Path', *, "
     "threads: 'int | None' = None, overwrite: 'bool' = False, verification: 'Verify' = 'full', "
     "tokens: 'int | None' = None, progress: 'Progress | None' = None) -> 'QuantizeResult'",
-    "reference": "(text: 'str') -> 'ModelReference'",
-    "plan_quantize": "(config: 'str | Path | QuantizeRecipe', *, out: 'Path | None' = None) "
-    "-> 'QuantizePlan'",
-    "quantize": "(config: 'str | Path | QuantizeRecipe', out: 'Path', *, "
-    "threads: 'int | None' = None, overwrite: 'bool' = False, "
-    "progress: 'Progress | None' = None) -> 'QuantizeResult'",
     "reference": "(text: 'str') -> 'ModelReference'",
     "verify": "(folder: 'Path', *, against: 'str | None' = None, quick: 'bool' = False, "
     "tokens: 'int | None' = None, progress: 'Progress | None' = None) -> 'Verification'",
