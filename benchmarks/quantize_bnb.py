@@ -4,8 +4,8 @@
 
 Both programs quantize the linear layers of 271 million parameters in bfloat16 and write the whole
 checkpoint. Before the race every tensor of both is compared, bit for bit, bitsandbytes then on one
-thread: with several, torch sums the mean of double quantization in another order. Time is that of the
-work, without start-up (bitsandbytes needs torch); the whole process is shown beside it. forge
+thread: with several, torch sums the mean of double quantization in another order. Time is that of
+the work, without start-up (bitsandbytes needs torch); the whole process is shown beside it. forge
 also hashes all that it reads and writes, and journals it.
 """
 

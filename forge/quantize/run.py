@@ -186,6 +186,10 @@ class _Run:
                 self._measure()
                 self._calibrate(open_folders)
                 finished |= self._work(open_folders)
+            if self._tokens is not None:
+                from forge.quantize.calibrated import forget_tokens
+
+                forget_tokens(self._recipe, self._checkpoint)
         return tuple(finished[folder] for folder in self._folders)
 
     # -- what exists already ---------------------------------------------------------------
@@ -340,7 +344,9 @@ class _Run:
             )  # fmt: skip
             return manifest_bytes(content)
 
-        sidecars = sidecars_of(self._recipe, output, self._checkpoint, self.plan.architecture, None)
+        sidecars = sidecars_of(
+            self._recipe, output, self._checkpoint, self.plan.architecture, self._tokens
+        )
         writer.sink.commit(sidecars, manifest)
         return QuantizedOutput(
             folder, output.variant.format, content, len(output.tensors), resumed,
