@@ -1,10 +1,12 @@
-"""The demonstration: real models, merged with the recipes of BioMistral, loaded and compared.
+"""The demonstration: real models, merged with the recipes of BioMistral, quantized, compared.
 
     python -m demo.run
 
 Prepares two checkpoints (see ``demo.prepare``), merges them with ``forge merge`` after three
 recipes, inspects and verifies each result, and lets a fresh process load all five checkpoints and
-compare them (see ``demo.compare``). Needs no network. Results go to stdout, progress to stderr.
+compare them (see ``demo.compare``). Then ``forge quantize`` makes five formats of the DARE merge
+and proves each (see ``demo.quantized``). Needs no network. Results go to stdout, progress to
+stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo import quantized
 from demo.base_model import DemoError
 from demo.observation import ABSTRACT, QUESTION, Observation
 from demo.prepare import prepare
@@ -40,7 +43,8 @@ Now with your own models:
     forge inspect my_model                           what changed, tensor by tensor
     forge verify my_model                            every byte is what its manifest says
 
-The published 7B recipes are in merge_configs/, such as biomistral_dare.yaml.
+The published 7B recipes are in merge_configs/ and quant_configs/, such as biomistral_dare.yaml
+and biomistral_awq_gemm.yaml.
 """
 
 TIES_NOTE = (
@@ -102,6 +106,21 @@ def compare_in_fresh_process(parents: tuple[Path, ...], merges: list[Merge]) -> 
     return [Observation(**row) for row in json.loads(finished.stdout)]
 
 
+def quantize_all(source: Path) -> list[quantized.Variant]:
+    """Quantize the DARE merge after each recipe and return all variants, proved."""
+    variants = []
+    for recipe in quantized.RECIPES:
+        out = source.with_name(f"{source.name}-{recipe.removeprefix('demo_')}")
+        progress(f"forge quantize --config quant_configs/{recipe}.yaml")
+        made = forge(
+            "quantize", "--config", f"quant_configs/{recipe}.yaml", "--out", str(out),
+            "--overwrite", "--json",
+        )  # fmt: skip
+        folders = [Path(output["out"]) for output in json.loads(made)["outputs"]]
+        variants += [quantized.read_variant(folder) for folder in folders]
+    return variants
+
+
 def summary(observations: list[Observation], merges: list[Merge]) -> str:
     """Return the table and the replies as text."""
     seconds = {str(merge.folder): f"{merge.seconds:.1f} s" for merge in merges}
@@ -144,12 +163,19 @@ def main() -> int:
         merges = merge_all()
         progress("loading both parents and the three merges in a fresh process")
         observations = compare_in_fresh_process(parents, merges)
+        source = merges[METHODS.index("dare")].folder
+        variants = quantize_all(source)
+        progress("asking the five variants in a fresh process")
+        replies = quantized.replies_in_fresh_process([row.folder for row in variants])
+        source_bytes = (source / "model.safetensors").stat().st_size
+        table = quantized.summary(variants, source_bytes, replies)
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for merge in merges:
         print(f"forge inspect {merge.folder}\n\n{merge.inspection.rstrip()}\n")
     print(summary(observations, merges))
+    print(f"\nThe DARE merge, quantized by 'forge quantize':\n\n{table}")
     print(f"\n{USE_YOUR_OWN}")
     progress(f"done in {time.perf_counter() - started:.0f} s; the models are in {OUTPUT}/")
     return 0
