@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     _Pair = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
 
 _PROMPT_TOKENS: Final = 12
-_REPLY_TOKENS: Final = 16
+_REPLY_TOKENS: Final = 8
 _FAILED: Final = 3
 """Exit code of the process when it can say itself what went wrong."""
 
