@@ -13,10 +13,12 @@ import torch
 
 from forge.quantize.awq.capture import Reader
 from forge.quantize.awq.fold import (
+    EXACT_TOLERANCE,
     TORCH_DTYPES,
     contribution_error,
     fold_group,
     refuse,
+    rounds_more_than_norms,
     store_folded,
     tolerance,
 )
@@ -107,8 +109,10 @@ class BlockAtWork:
             self._fold(group, choice.scale_I, self.tensors)
             for group, choice in zip(self.plan.groups, choices, strict=True)
         ]
+        self._prove(proof, choices, EXACT_TOLERANCE)
         store_folded(self.plan, self.tensors, self.facts.dtypes)
-        self._prove(proof, choices)
+        if rounds_more_than_norms(self.plan):
+            self._prove(proof, choices, tolerance(self.plan, self.facts.dtypes))
         for group, scale_I in zip(self.plan.groups, scales, strict=True):
             for place in dict.fromkeys(self.places[each.module] for each in group.linears):
                 if place in self.statistics:
@@ -169,9 +173,8 @@ class BlockAtWork:
             transposed=self.facts.transposed,
         )
 
-    def _prove(self, proof: Proof, choices: Sequence[ScaleChoice]) -> None:
+    def _prove(self, proof: Proof, choices: Sequence[ScaleChoice], limit: float) -> None:
         """Compare the folded block with the original; name the pair that broke it."""
-        limit = tolerance(self.plan, self.facts.dtypes)
         error = self._error(proof)
         if error <= limit:
             return

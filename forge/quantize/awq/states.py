@@ -13,15 +13,12 @@ import errno
 import os
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 import torch
 
 from forge.core.errors import OutputError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 BATCH_TOKENS = 1024
 """Tokens that go through a block at once: enough to keep a product busy, few enough that the
@@ -65,7 +62,6 @@ class HiddenStates:
         self._folder = spill_folder
         self._limit = spill_above_bytes
         self._states_STD: torch.Tensor | None = None
-        self._file: IO[bytes] | None = None
 
     def put(self, batch: int, states_BTD: torch.Tensor) -> None:
         """Store the states of a batch, rounded.
@@ -98,8 +94,11 @@ class HiddenStates:
             return torch.empty(shape, dtype=self._dtype)
         self.is_spilled = True
         try:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (lives as the map)
-            _reserve(self._file, num_bytes)
+            # The map keeps the file, which has no name, until the process ends.
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                _reserve(file, num_bytes)
+                words = np.uint16 if itemsize == 2 else np.float32
+                mapped = np.memmap(file, words, "r+", shape=shape)
         except OSError as error:
             where = self._folder or tempfile.gettempdir()
             raise OutputError(
@@ -107,11 +106,7 @@ class HiddenStates:
                 f"into '{where}': {error.strerror}. Take fewer or shorter samples, or point TMPDIR "
                 "to a larger disk."
             ) from error
-        mapped: npt.NDArray[np.generic] = np.memmap(
-            self._file, np.uint16 if itemsize == 2 else np.float32, "r+", shape=shape
-        )
-        tensor = torch.from_numpy(mapped)
-        return tensor.view(self._dtype)
+        return torch.from_numpy(np.asarray(mapped)).view(self._dtype)
 
 
 def _reserve(file: IO[bytes], num_bytes: int) -> None:
