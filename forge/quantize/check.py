@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from forge.architectures.blocks import Linear, is_kept, quantizable_linears
-from forge.architectures.names import architecture_of
+from forge.architectures.names import architecture_of, layers_present
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.partial import PARTIAL_SUFFIX
@@ -22,6 +22,7 @@ from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable
 from forge.core.catalog import did_you_mean
 from forge.core.errors import (
+    CheckpointError,
     ForgeError,
     IncompatibleError,
     MissingExtraError,
@@ -29,6 +30,7 @@ from forge.core.errors import (
     Problem,
     RecipeError,
 )
+from forge.quantize.awq.plan import planned_changes
 from forge.quantize.calibration.tokenizer import check_tokenizer
 from forge.quantize.catalog import format_row, load_format
 from forge.quantize.contract import Scheme
@@ -90,6 +92,7 @@ def check_quantize(
     if quantization_of(checkpoint.config, infos.values()) is not None:
         return build_plan(recipe, checkpoint)  # which refuses, and says why
     architecture = architecture_of(checkpoint.config, tensor_names=infos)
+    _check_layers(checkpoint, architecture)
     shapes = {name: info.shape for name, info in infos.items()}
     linears = quantizable_linears(architecture, shapes)
     chosen = [linear for linear in linears if not is_kept(linear.module, recipe.keep)]
@@ -99,6 +102,9 @@ def check_quantize(
         problems += _calibration_problems(recipe.calibration, checkpoint, architecture)
     if problems:
         raise IncompatibleError("\n".join(problems))
+    if recipe.calibration is not None:
+        # What could not be folded is known from the headers, too.
+        planned_changes(checkpoint, keep=recipe.keep)
     plan = build_plan(recipe, checkpoint)
     if out is not None:
         _check_space(out, plan)
@@ -114,6 +120,18 @@ def _check_packages(recipe: QuantizeRecipe) -> None:
                 f"'{recipe.method}' watches the model at work, which needs {package}: "
                 "pip install 'forge[quantize]'."
             )
+
+
+def _check_layers(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    present = layers_present(architecture, checkpoint.source.names())
+    stated = architecture.num_layers(checkpoint.config)
+    missing = sorted(set(range(stated)) - set(present))
+    if missing or len(present) > stated:
+        fault = f"no layer {missing[0]}" if missing else f"{len(present)}"
+        raise CheckpointError(
+            f"config.json of '{checkpoint.reference}' states {stated} layers, but its files hold "
+            f"{fault}. The checkpoint is incomplete, or its config belongs to another model."
+        )
 
 
 def _keep_problems(recipe: QuantizeRecipe, linears: Sequence[Linear]) -> list[str]:
