@@ -115,8 +115,10 @@ def _pack(codes, target, num_bytes):
 def quantize_4bit(source, kind, count, tables, absmax, packed, scratch, flags):
     """Quantize ``count`` elements in blocks of 64.
 
-    Arguments:
-        source: Address of the elements, whose format is ``kind``.
+    Args:
+        source: Address of the elements.
+        kind: Their format.
+        count: How many there are.
         tables: float32[15] boundaries, then int32[16]: what to flip at each, and the first code.
         absmax: float32[ceil(count / 64)] out.
         packed: uint8[ceil(count / 2)] out.
@@ -166,8 +168,11 @@ def quantize_4bit(source, kind, count, tables, absmax, packed, scratch, flags):
 def quantize_rows(source, kind, rows, width, codes, largest, scratch, flags):
     """Quantize rows to int8 by their largest magnitude, in float16's precision.
 
-    Arguments:
-        source: Address of ``rows * width`` elements, whose format is ``kind``.
+    Args:
+        source: Address of the elements.
+        kind: Their format.
+        rows: Number of rows.
+        width: Elements of a row.
         codes: int8[rows, width] out.
         largest: float32[rows] out.
         scratch: float32[width].
@@ -207,8 +212,9 @@ def sum_in_lanes(values, count, scratch, total):
     Eight lanes times four rows of accumulators; each row hands its sum up a level every
     ``2**power`` steps, so that rounding errors grow with the logarithm of the count.
 
-    Arguments:
+    Args:
         values: Address of float32[count].
+        count: How many there are.
         scratch: float32[128].
         total: Address of float32[1].
     """
@@ -262,8 +268,9 @@ def quantize_8bit(values, count, offset, table, codes, largest):
     bitsandbytes looks codes up by the scaled value, rounded to 16 bits; so the code is not
     always the nearest.
 
-    Arguments:
+    Args:
         values: Address of float32[count].
+        count: How many there are.
         offset: Address of float32[1].
         table: uint8[65536]: code by position between -1 and 1.
         codes: uint8[count] out.
