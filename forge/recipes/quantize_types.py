@@ -16,8 +16,8 @@ from forge.recipes.reference import ModelReference
 
 DEFAULT_GROUP_SIZE: Final = 128
 DEFAULT_MAX_SHARD_SIZE: Final = "5GB"
-DEFAULT_SAMPLES: Final = 128
-DEFAULT_TOKENS: Final = 512
+DEFAULT_SAMPLES: Final = 32
+DEFAULT_TOKENS: Final = 256
 
 KEYS_OF_SOURCE: Final[Mapping[str, tuple[str, ...]]] = {
     "self": ("path", "field", "samples", "tokens", "chat_template", "prompts"),
