@@ -59,7 +59,7 @@ class QuantizedLinear(torch.nn.Module):
         if bias:
             self.bias = torch.nn.Parameter(torch.empty(out_features), requires_grad=False)
         self.kind = KINDS["u4"]
-        self.group_size = 0
+        self.group_size = self.num_blocks = self.num_words = self.num_groups = 0
 
     def fill(self, weight: PackedWeight) -> None:
         """Take the weight.
@@ -69,6 +69,9 @@ class QuantizedLinear(torch.nn.Module):
         """
         assert weight.shape_OI == (self.out_features, self.in_features)
         self.kind, self.group_size = weight.kind, weight.group_size
+        # Kept as plain numbers: asking tensors costs as much as a small product.
+        self.num_blocks, self.num_words, _ = weight.words.shape
+        self.num_groups = weight.scales.shape[1]
         # Scales lie in the buffer as integers: a model's `.to(dtype)` must not round them.
         for name, array in (
             ("words", weight.words.view("int32")),
@@ -117,25 +120,30 @@ class QuantizedLinear(torch.nn.Module):
         Returns:
             float32 [N, O].
         """
-        num_rows = len(rows_NI)
+        num_rows = rows_NI.shape[0]
         tile = next((size for size in TILE_ROWS if num_rows <= size), TILE_ROWS[-1])
-        num_tiles = -(-num_rows // tile)
-        width = self.words.shape[1] * self.kind.codes
-        singles = _padded(rows_NI.float(), num_tiles * tile, width)
-        out = torch.empty(num_tiles * tile, self.words.shape[0] * LANES)
+        num_padded = -(-num_rows // tile) * tile
+        width = self.num_words * self.kind.codes
+        singles = _padded(rows_NI.float(), num_padded, width)
+        out = torch.empty(num_padded, self.num_blocks * LANES)
         at_once = max(1, _PANEL_BYTES // (4 * width * tile)) * tile
-        for start in range(0, num_tiles * tile, at_once):
-            self._multiply_panel(singles[start : start + at_once], out[start:], tile)
+        if num_padded <= at_once:
+            self._multiply_panel(singles, out, tile)
+        else:
+            for start in range(0, num_padded, at_once):
+                self._multiply_panel(singles[start : start + at_once], out[start:], tile)
+        if out.shape == (num_rows, self.out_features):
+            return out
         return out[:num_rows, : self.out_features]
 
     def _multiply_panel(self, singles: torch.Tensor, out: torch.Tensor, tile: int) -> None:
-        num_tiles = len(singles) // tile
+        num_tiles = singles.shape[0] // tile
         panel = singles
         if tile > 1:
             panel = singles.view(num_tiles, tile, -1).transpose(1, 2).contiguous()
         sums = panel
         if self.kind.has_zeros:
-            sums = panel.view(num_tiles, -1, self.group_size, tile).sum(2)
+            sums = panel.view(num_tiles, self.num_groups, self.group_size, tile).sum(2)
         self._run(f"{self.kind.name}_{tile}", panel, sums, out, tiles=num_tiles)
 
     def multiply_slices(self, rows_NI: torch.Tensor) -> torch.Tensor:
@@ -147,10 +155,10 @@ class QuantizedLinear(torch.nn.Module):
         Returns:
             bfloat16 [N, O].
         """
-        width = self.words.shape[1] * self.kind.codes
+        width = self.num_words * self.kind.codes
         rows_NI = _padded(rows_NI, len(rows_NI), width)
         y_NO = rows_NI.new_empty(len(rows_NI), self.out_features)
-        num_blocks = self.words.shape[0]
+        num_blocks = self.num_blocks
         for first in range(0, num_blocks, _SLICE // LANES):
             last = min(first + _SLICE // LANES, num_blocks)
             weight = torch.empty(width, (last - first) * LANES, dtype=torch.bfloat16)
@@ -169,27 +177,28 @@ class QuantizedLinear(torch.nn.Module):
         tiles: int = 1,
         blocks: tuple[int, int] | None = None,
     ) -> None:
-        num_words, num_groups = self.words.shape[1], self.scales.shape[1]
-        first, last = blocks or (0, self.words.shape[0])
-        block_bytes = 4 * LANES * num_words
-        num_threads = torch.get_num_threads()
-        take = max(1, min(_TAKE_BYTES // block_bytes, (last - first) // num_threads))
+        # Not as attributes, which a module looks up in Python.
+        buffers = self._buffers
+        first, last = blocks or (0, self.num_blocks)
+        lanes = first * LANES
+        block_bytes = 4 * LANES * self.num_words
+        num_threads = min(torch.get_num_threads(), last - first)
         arguments = _ARGUMENTS(
             0,
-            self.words.data_ptr() + first * block_bytes,
-            self.scales.data_ptr() + first * num_groups * LANES * self.kind.scale_bytes,
-            self.zeros.data_ptr() + first * num_groups * LANES,
+            buffers["words"].data_ptr() + first * block_bytes,  # type: ignore[union-attr]
+            buffers["scales"].data_ptr() + lanes * self.num_groups * self.kind.scale_bytes,  # type: ignore[union-attr]
+            buffers["zeros"].data_ptr() + lanes * self.num_groups,  # type: ignore[union-attr]
             panel.data_ptr(),
             sums.data_ptr(),
             out.data_ptr(),
-            num_groups,
-            num_words // num_groups,
+            self.num_groups,
+            self.num_words // self.num_groups,
             last - first,
-            take,
+            max(1, min(_TAKE_BYTES // block_bytes, (last - first) // num_threads)),
             out.stride(0) * out.element_size(),
             tiles,
         )
-        team.run(f"quantized.packed_matmul.{kernel}", arguments, min(num_threads, last - first))
+        team.run(f"quantized.packed_matmul.{kernel}", arguments, num_threads)
 
     def extra_repr(self) -> str:
         """Return what ``print(model)`` shows."""
