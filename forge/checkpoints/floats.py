@@ -5,10 +5,12 @@ Merges run in ``forge.kernels``; this is for sources that must compute what they
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _NUMPY: Final = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 

@@ -1,8 +1,15 @@
-"""Hash files while their pages are hot, and many files at once.
+"""Digests of tensors, and of files made from them.
 
-Hashing a finished file means reading it again. While it is being written, or read for a
-merge, its bytes lie in the page cache anyway: ``RunningHash`` follows the part of a file
-that is complete, so that at the end only a tail is left.
+Every tensor has the XXH3-128 of its bytes, taken while they are in the processor's cache: where
+it is computed, or where it is read for a merge. A safetensors file is nothing but a header and
+tensors, so its digest is made from theirs and costs no second reading:
+
+    xxh3_128_tree   XXH3-128 over one line (hexadecimal, line feed) each for the XXH3-128 of its
+                    first bytes up to the data section and of every tensor in order of offset
+
+Any other file is hashed as a whole. XXH3-128 runs at the speed of memory, where BLAKE3 took a
+fifth and SHA-256 half of a merge's CPU time. It finds every damage; it is no signature, but
+neither would another digest be that lies beside what it vouches for.
 """
 
 from __future__ import annotations
@@ -10,24 +17,22 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
+from forge.checkpoints.header import read_header
 from forge.core.errors import CheckpointError
 
-Algorithm = Literal["sha256", "blake3"]
+if TYPE_CHECKING:
+    import xxhash
+
+Algorithm = Literal["sha256", "xxh3_128", "xxh3_128_tree"]
 
 _PIECE_BYTES: Final = 16 << 20
 """Hashed in one go; a signal waits no longer than that."""
-
-
-class _Hasher(Protocol):
-    def update(self, data: memoryview, /) -> object: ...
-    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,105 +42,132 @@ class FileRecord:
     Attributes:
         name: Path relative to the checkpoint's folder, with forward slashes.
         bytes: Size.
-        algorithm: ``sha256`` or ``blake3``.
+        algorithm: ``xxh3_128_tree`` for safetensors, else ``xxh3_128``.
         digest: Hexadecimal digest of the whole file.
     """
 
     name: str
     bytes: int
-    algorithm: str
+    algorithm: Algorithm
     digest: str
 
+    def as_json(self) -> dict[str, object]:
+        """Return the record as manifests list it."""
+        return {"bytes": self.bytes, self.algorithm: self.digest}
 
-class RunningHash:
-    """Hash a file's growing prefix from whichever thread has just extended it.
+
+def content_digest(tensors: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
+    """Return a digest of a checkpoint's tensors that does not depend on how files are cut.
 
     Args:
-        path: The file; opened when the first byte is hashed.
-        algorithm: ``sha256`` or ``blake3``.
-        name: Name in the record; the file's own name by default.
+        tensors: Name, dtype, shape and XXH3-128 of each.
+
+    Returns:
+        The hexadecimal SHA-256 over one line for each tensor, by name.
     """
-
-    def __init__(self, path: Path, *, algorithm: Algorithm, name: str | None = None) -> None:
-        self._path = path
-        self._name = path.name if name is None else name
-        self._algorithm: Algorithm = algorithm
-        self._hasher = _new_hasher(algorithm)
-        self._busy = threading.Lock()
-        self._target_lock = threading.Lock()
-        self._target = 0
-        self._position = 0
-
-    @property
-    def position(self) -> int:
-        """Bytes hashed so far."""
-        return self._position
-
-    def advance(self, up_to: int) -> None:
-        """Hash the file up to an offset, unless another thread is at it.
-
-        That other thread then takes over the new offset, and this call returns at once.
-
-        Args:
-            up_to: Number of bytes from the file's start that will not change any more.
-
-        Raises:
-            CheckpointError: The file cannot be read, or is shorter than ``up_to``.
-        """
-        with self._target_lock:
-            self._target = max(self._target, up_to)
-        # Checked again after the release: a thread that raised the target while this one
-        # was about to let go must not be forgotten.
-        while self._position < self._target and self._busy.acquire(blocking=False):
-            try:
-                self._hash_to_target()
-            finally:
-                self._busy.release()
-
-    def finish(self) -> FileRecord:
-        """Hash what is left of the file.
-
-        Returns:
-            The record of the whole file.
-
-        Raises:
-            CheckpointError: The file cannot be read, or is shorter than what was hashed.
-        """
-        try:
-            size = self._path.stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"'{self._path}' cannot be read: {error.strerror}.") from error
-        with self._busy:
-            with self._target_lock:
-                self._target = size
-            self._hash_to_target()
-            if self._position != size:
-                raise CheckpointError(f"'{self._path}' changed while it was hashed.")
-            return FileRecord(self._name, size, self._algorithm, self._hasher.hexdigest())
-
-    def _hash_to_target(self) -> None:
-        while self._position < self._target:
-            end = self._target
-            try:
-                _feed(self._hasher, self._path, self._position, end)
-            except CheckpointError:
-                # The hasher may have taken a part of it; a later call must start afresh.
-                self._hasher, self._position = _new_hasher(self._algorithm), 0
-                raise
-            self._position = end
+    hasher = hashlib.sha256()
+    for name, dtype, shape, digest in sorted(tensors, key=lambda row: row[0]):
+        line = f"{name}\0{dtype}\0{list(shape)}\0{digest}\n"
+        hasher.update(line.encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()
 
 
-def _new_hasher(algorithm: Algorithm) -> _Hasher:
-    if algorithm == "sha256":
-        return hashlib.sha256()
-    import blake3
+def tree_digest(header: bytes, digests: Iterable[str]) -> str:
+    """Return the ``xxh3_128_tree`` of a safetensors file.
 
-    hasher: _Hasher = blake3.blake3()
-    return hasher
+    Args:
+        header: Its first bytes, up to the data section.
+        digests: Hexadecimal XXH3-128 of its tensors, in order of offset.
+
+    Returns:
+        The hexadecimal digest.
+    """
+    return tree_of(checksum_of(memoryview(header)), digests)
 
 
-def blake3_of(data: memoryview) -> str:
-    """Return the BLAKE3 digest of bytes in memory.
+def tree_of(header_digest: str, digests: Iterable[str]) -> str:
+    """Return the ``xxh3_128_tree`` of a file whose header has been hashed already."""
+    lines = "".join(f"{digest}\n" for digest in (header_digest, *digests))
+    return checksum_of(memoryview(lines.encode()))
+
+
+def record_safetensors(
+    path: Path, *, known: Mapping[str, str] | None = None, name: str | None = None
+) -> FileRecord:
+    """Return the record of a safetensors file.
+
+    Args:
+        path: The file.
+        known: Digests that need not be computed again, by tensor.
+        name: Name in the record; the file's own name by default.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is no safetensors file.
+    """
+    known = known or {}
+    header = read_header(path)
+    with path.open("rb") as file:
+        head = file.read(header.data_start)
+    digests = [
+        known[tensor.name]
+        if tensor.name in known
+        else checksum_of_range(path, tensor.offset, tensor.nbytes)
+        for tensor in header.tensors.values()
+    ]
+    digest = tree_digest(head, digests)
+    return FileRecord(name or path.name, header.file_bytes, "xxh3_128_tree", digest)
+
+
+def record_file(path: Path, *, name: str | None = None) -> FileRecord:
+    """Return the record of any file; what is called safetensors must be it.
+
+    Args:
+        path: The file.
+        name: Name in the record; the file's own name by default.
+
+    Returns:
+        The record.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        return record_safetensors(path, name=name)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
+    return FileRecord(name or path.name, size, "xxh3_128", checksum_of_range(path, 0, size))
+
+
+def record_files(paths: Iterable[Path]) -> tuple[FileRecord, ...]:
+    """Return the records of several files, computed on all cores.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        One record per file, in the order given.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return tuple(pool.map(record_file, paths))
+
+
+def new_checksum() -> xxhash.xxh3_128:
+    """Return an empty XXH3-128 to be updated."""
+    import xxhash
+
+    return xxhash.xxh3_128()
+
+
+def checksum_of(data: memoryview) -> str:
+    """Return the XXH3-128 of bytes in memory.
 
     Args:
         data: Contiguous bytes.
@@ -143,13 +175,15 @@ def blake3_of(data: memoryview) -> str:
     Returns:
         The hexadecimal digest.
     """
-    hasher = _new_hasher("blake3")
+    hasher = new_checksum()
     hasher.update(data)
     return hasher.hexdigest()
 
 
-def blake3_of_range(path: Path, offset: int, nbytes: int) -> str:
-    """Return the BLAKE3 digest of a part of a file.
+def checksum_of_range(path: Path, offset: int, nbytes: int) -> str:
+    """Return the XXH3-128 of a part of a file.
+
+    The part is mapped: the pages are mostly in memory, and a copy costs as much again.
 
     Args:
         path: The file.
@@ -162,65 +196,29 @@ def blake3_of_range(path: Path, offset: int, nbytes: int) -> str:
     Raises:
         CheckpointError: The file cannot be read, or ends before the part does.
     """
-    hasher = _new_hasher("blake3")
-    _feed(hasher, path, offset, offset + nbytes)
-    return hasher.hexdigest()
+    hasher = new_checksum()
+    if not nbytes:
+        return hasher.hexdigest()
+    import numpy as np
 
+    from forge.kernels.pages import populate
 
-def _feed(hasher: _Hasher, path: Path, begin: int, end: int) -> None:
-    """Hash a range through a map: the pages are in memory, and a copy costs as much again."""
-    if begin == end:
-        return
     try:
         with path.open("rb") as file:
             # A map beyond the end of a file would kill the process on access.
-            if os.fstat(file.fileno()).st_size < end:
+            if os.fstat(file.fileno()).st_size < offset + nbytes:
                 raise CheckpointError(f"'{path}' is shorter than expected.")
-            start = begin - begin % mmap.ALLOCATIONGRANULARITY
+            start = offset - offset % mmap.ALLOCATIONGRANULARITY
+            length = offset + nbytes - start
             with (
-                mmap.mmap(
-                    file.fileno(), end - start, access=mmap.ACCESS_READ, offset=start
-                ) as mapped,
+                mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as mapped,
                 memoryview(mapped) as view,
             ):
                 # Piece by piece, so that another thread gets the interpreter in between.
-                for offset in range(begin - start, end - start, _PIECE_BYTES):
-                    with view[offset : min(offset + _PIECE_BYTES, end - start)] as piece:
+                for begin in range(offset - start, length, _PIECE_BYTES):
+                    with view[begin : min(begin + _PIECE_BYTES, length)] as piece:
+                        populate(np.frombuffer(piece, np.uint8))
                         hasher.update(piece)
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error
-
-
-def hash_file(path: Path, *, algorithm: Algorithm, name: str | None = None) -> FileRecord:
-    """Hash a whole file.
-
-    Args:
-        path: The file.
-        algorithm: ``sha256`` or ``blake3``.
-        name: Name in the record; the file's own name by default.
-
-    Returns:
-        The record.
-
-    Raises:
-        CheckpointError: The file cannot be read.
-    """
-    return RunningHash(path, algorithm=algorithm, name=name).finish()
-
-
-def hash_files(paths: Iterable[Path], *, algorithm: Algorithm) -> tuple[FileRecord, ...]:
-    """Hash several files on all cores.
-
-    Args:
-        paths: The files.
-        algorithm: ``sha256`` or ``blake3``.
-
-    Returns:
-        One record per file, in the order given.
-
-    Raises:
-        CheckpointError: A file cannot be read.
-    """
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        jobs = [pool.submit(hash_file, path, algorithm=algorithm) for path in paths]
-        return tuple(job.result() for job in jobs)
+    return hasher.hexdigest()

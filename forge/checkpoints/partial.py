@@ -35,7 +35,7 @@ class TensorRecord:
 
     Attributes:
         name: Name in the output.
-        digest: Hexadecimal BLAKE3 of its bytes.
+        digest: Hexadecimal XXH3-128 of its bytes.
         statistics: Whatever the merge measured; plain JSON values.
     """
 

@@ -6,31 +6,24 @@ import os
 import threading
 from pathlib import Path
 
-from forge.checkpoints.hashing import RunningHash
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import ShardLayout
 
 
 class GrowingShard:
-    """One output file: its descriptor, and how far it is complete from its start.
+    """One output file: its descriptor, and which of its tensors are complete.
 
     Args:
         path: The file.
         layout: What it will hold.
-
-    Attributes:
-        hash: BLAKE3 of the part that is complete from the file's start.
     """
 
     def __init__(self, path: Path, layout: ShardLayout) -> None:
         self.path = path
         self.layout = layout
-        self.hash = RunningHash(path, algorithm="blake3", name=layout.file)
         self._descriptor = -1
         self._lock = threading.Lock()
-        self._finished: set[str] = set()
-        self._next = 0
-        self._complete_bytes = 0
+        self._unfinished = {tensor.name for tensor in layout.tensors}
 
     def allocated_bytes(self) -> int:
         """Return how much disk space the file takes already."""
@@ -64,26 +57,12 @@ class GrowingShard:
         Args:
             tensor: One of the layout's tensors; nothing writes to it any more.
         """
-        tensors = self.layout.tensors
         with self._lock:
-            self._finished.add(tensor.name)
-            while self._next < len(tensors) and tensors[self._next].name in self._finished:
-                self._next += 1
-            complete = self._next == len(tensors)
-            self._complete_bytes = (
-                self.layout.file_bytes if complete else tensors[self._next].offset
-            )
-        if complete:
+            self._unfinished.discard(tensor.name)
+            is_complete = not self._unfinished
+        if is_complete:
             # A checkpoint can have more shards than a process may have open files.
             self.close()
-
-    def advance_hash(self) -> None:
-        """Hash as far as the file is complete, unless another thread is at it.
-
-        Raises:
-            CheckpointError: The file cannot be read back.
-        """
-        self.hash.advance(self._complete_bytes)
 
     def sync(self) -> None:
         """Write what is dirty to the disk."""

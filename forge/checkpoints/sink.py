@@ -30,7 +30,7 @@ from forge.checkpoints.disk import (
     sync_tree,
     write_file,
 )
-from forge.checkpoints.hashing import FileRecord, blake3_of_range, hash_file
+from forge.checkpoints.hashing import FileRecord, checksum_of_range, record_file, tree_digest
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import (
     PlannedTensor,
@@ -180,7 +180,7 @@ class TensorSink:
 
         Args:
             name: The tensor.
-            digest: Hexadecimal BLAKE3 of its bytes, as they were handed to ``write``.
+            digest: Hexadecimal XXH3-128 of its bytes, as they were handed to ``write``.
             statistics: Plain JSON values, kept with the record.
 
         Raises:
@@ -200,10 +200,6 @@ class TensorSink:
             raise self._failed("the journal cannot be written", error) from error
         self._dirty.set()
         shard.mark(tensor)
-        try:
-            shard.advance_hash()
-        except CheckpointError as error:
-            raise OutputError(f"The output cannot be read back: {error}") from error
 
     def commit(
         self,
@@ -214,7 +210,7 @@ class TensorSink:
 
         Args:
             sidecars: Small files by path relative to the output.
-            manifest: Given the BLAKE3 records of all files by path, returns the manifest's
+            manifest: Given the XXH3-128 records of all files by path, returns the manifest's
                 bytes. It is called once, after everything else has been written.
 
         Raises:
@@ -323,7 +319,7 @@ class TensorSink:
     def _is_intact(self, record: TensorRecord) -> bool:
         shard, tensor = self._places[record.name]
         try:
-            digest = blake3_of_range(shard.path, tensor.offset, tensor.nbytes)
+            digest = checksum_of_range(shard.path, tensor.offset, tensor.nbytes)
         except CheckpointError as error:
             _LOG.warning("%s", error)
             return False
@@ -332,13 +328,12 @@ class TensorSink:
     # -- finishing -------------------------------------------------------------------------
 
     def _records(self, small: Mapping[str, bytes]) -> dict[str, FileRecord]:
-        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-            jobs = [pool.submit(shard.hash.finish) for shard in self._shards]
-            jobs += [
-                pool.submit(hash_file, self._folder / name, algorithm="blake3", name=name)
-                for name in small
-            ]
-            records = [job.result() for job in jobs]
+        records = [record_file(self._folder / name, name=name) for name in small]
+        for shard in self.layout:
+            digest = tree_digest(
+                shard.header, (self._done[tensor.name].digest for tensor in shard.tensors)
+            )
+            records.append(FileRecord(shard.file, shard.file_bytes, "xxh3_128_tree", digest))
         return {record.name: record for record in sorted(records, key=lambda row: row.name)}
 
     def _flush_regularly(self) -> None:

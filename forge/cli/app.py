@@ -101,6 +101,9 @@ def app(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    # numpy's linear algebra would start a thread for each core, at a third of a merge's start-up;
+    # forge multiplies with torch, or on threads of its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _catch_signals()
     _complete_for_shell()
     sys.exit(run(sys.argv[1:]))

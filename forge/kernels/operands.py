@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from forge.kernels.cpu import native
 from forge.kernels.cpu.layout import BLOCK, Compute
 
-CHUNK: Final = 1 << 19
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+CHUNK: Final = 1 << 18
 """Elements that are computed, hashed and written in one go; a multiple of ``BLOCK``."""
 
 FORMATS: Final = frozenset({"BF16", "F16", "F32", "F64"})
@@ -31,13 +33,19 @@ _NUMPY: Final = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64":
 Emit = Callable[[int, memoryview], None]
 """Takes the byte offset in the tensor and the bytes of a finished piece."""
 
-Int64s = npt.NDArray[np.int64]
-Float64s = npt.NDArray[np.float64]
+Int64s = np.ndarray[Any, np.dtype[np.int64]]
+Float64s = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
     """Return the address of an array's first element."""
     return int(array.__array_interface__["data"][0])
+
+
+def _widened(stored: npt.NDArray[Any], dtype: str, compute: Compute) -> npt.NDArray[Any]:
+    if dtype == "BF16":
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.dtype(compute))
 
 
 class Workspace:
@@ -122,10 +130,14 @@ class Operands:
         """Return elements of one input in the type of the work rows, as numpy arrays."""
         dtype = self.dtypes[index]
         stored = np.frombuffer(self.inputs[index], _NUMPY[dtype])
-        piece = stored[start : None if count < 0 else start + count]
-        if dtype == "BF16":
-            piece = (piece.astype(np.uint32) << 16).view(np.float32)
-        return piece.astype(np.dtype(self.compute))
+        return _widened(stored[start : None if count < 0 else start + count], dtype, self.compute)
+
+    def sample(self, index: int, stride: int, run: int) -> npt.NDArray[Any]:
+        """Return the first ``run`` of every whole ``stride`` elements of one input."""
+        dtype = self.dtypes[index]
+        stored = np.frombuffer(self.inputs[index], _NUMPY[dtype])
+        whole = stored[: len(stored) // stride * stride].reshape(-1, stride)
+        return _widened(whole[:, :run].reshape(-1), dtype, self.compute)
 
     def plan(self, kernel: str, *, rows: int, width: int | None = None) -> KernelPass:
         """Prepare passes of one kernel over this tensor.

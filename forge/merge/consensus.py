@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from forge.kernels.cpu.layout import (
     DENSE,
@@ -30,7 +29,10 @@ from forge.kernels.cpu.layout import (
 from forge.kernels.operands import CHUNK, Float64s, Int64s, KernelPass, Operands
 from forge.merge.contract import MethodCall, TensorStatistics, norms_and_cosines
 
-FillFactors = Callable[[int, int, npt.NDArray[Any]], None]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FillFactors = Callable[[int, int, "npt.NDArray[Any]"], None]
 """Writes one factor for each of ``count`` elements from ``start`` into an array."""
 
 

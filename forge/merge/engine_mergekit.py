@@ -7,7 +7,6 @@ described by a manifest and put in place by one rename. What it computes is its 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import platform
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from forge import __version__
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.checkpoints.disk import sync_tree
-from forge.checkpoints.hashing import blake3_of_range, hash_files
+from forge.checkpoints.hashing import checksum_of_range, content_digest, record_files
 from forge.checkpoints.header import read_header
 from forge.checkpoints.partial import PARTIAL_SUFFIX, PartialLock, discard
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
@@ -182,16 +181,8 @@ def _inputs(recipe: MergeRecipe) -> tuple[list[dict[str, object]], list[str]]:
         try:
             checkpoint = open_checkpoint(model)
             revision = checkpoint.revision
-            records = hash_files(checkpoint.source.files(), algorithm="blake3")
-            files = [
-                {
-                    "name": record.name,
-                    "bytes": record.bytes,
-                    "algorithm": record.algorithm,
-                    "digest": record.digest,
-                }
-                for record in records
-            ]
+            records = record_files(checkpoint.source.files())
+            files = [{"name": record.name, **record.as_json()} for record in records]
             checkpoint.source.close()
         except CheckpointError as error:
             # mergekit reads formats that forge refuses; the manifest then says what is missing.
@@ -211,12 +202,8 @@ def _manifest(
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
-    files = {
-        name: {"bytes": record.bytes, "blake3": record.digest}
-        for name, record in zip(
-            names, hash_files([folder / name for name in names], algorithm="blake3"), strict=True
-        )
-    }
+    records = record_files([folder / name for name in names])
+    files = {name: record.as_json() for name, record in zip(names, records, strict=True)}
     infos = sorted(
         (
             info
@@ -228,18 +215,17 @@ def _manifest(
     )
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         digests = list(
-            pool.map(lambda info: blake3_of_range(info.file, info.offset, info.nbytes), infos)
+            pool.map(lambda info: checksum_of_range(info.file, info.offset, info.nbytes), infos)
         )
-    tensors: dict[str, object] = {}
-    hasher = hashlib.sha256()
-    for info, digest in zip(infos, digests, strict=True):
-        tensors[info.name] = {
+    tensors = {
+        info.name: {
             "dtype": info.dtype,
             "shape": list(info.shape),
-            "blake3": digest,
+            "xxh3_128": digest,
             "method": recipe.merge_method,
         }
-        hasher.update(f"{info.name}\0{info.dtype}\0{list(info.shape)}\0{digest}\n".encode())
+        for info, digest in zip(infos, digests, strict=True)
+    }
     return {
         "schema": 1,
         "kind": "merge",
@@ -251,7 +237,10 @@ def _manifest(
         "models": [],
         "notices": notices,
         "versions": _versions(),
-        "content_digest": hasher.hexdigest(),
+        "content_digest": content_digest(
+            (info.name, info.dtype, info.shape, digest)
+            for info, digest in zip(infos, digests, strict=True)
+        ),
         "tensors": tensors,
         "files": files,
     }

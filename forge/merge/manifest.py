@@ -5,7 +5,6 @@ It holds no time and no path of the output, so that the same merge gives the sam
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.hashing import FileRecord
+from forge.checkpoints.hashing import FileRecord, content_digest
 from forge.checkpoints.sink import TensorSink
 from forge.kernels.cpu import native
 from forge.merge.plan import MergePlan
@@ -43,19 +42,15 @@ def merge_manifest(
         sink: Holds digest and statistics of every tensor.
         files: Records of all output files.
     """
-    tensors: dict[str, Any] = {}
-    content = hashlib.sha256()
-    for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name):
-        record = sink.done[tensor.name]
-        tensors[tensor.name] = {
+    tensors = {
+        tensor.name: {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "blake3": record.digest,
-            **record.statistics,
+            "xxh3_128": sink.done[tensor.name].digest,
+            **sink.done[tensor.name].statistics,
         }
-        content.update(
-            f"{tensor.name}\0{tensor.dtype}\0{list(tensor.shape)}\0{record.digest}\n".encode()
-        )
+        for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)
+    }
     return {
         "schema": 1,
         "kind": "merge",
@@ -69,28 +64,22 @@ def merge_manifest(
                 "role": "base" if model == recipe.base_model else "model",
                 "revision": checkpoint.revision,
                 "lora_revision": checkpoint.lora_revision,
-                "files": [_file_entry(inputs[file]) for file in checkpoint.source.files()],
+                "files": [
+                    {"name": file.name, **inputs[file].as_json()}
+                    for file in checkpoint.source.files()
+                ],
             }
             for model, checkpoint in checkpoints.items()
         ],
         "models": [str(model) for model in plan.models],
         "notices": list(notices),
         "versions": library_versions(),
-        "content_digest": content.hexdigest(),
+        "content_digest": content_digest(
+            (tensor.name, tensor.dtype, tensor.shape, sink.done[tensor.name].digest)
+            for tensor in plan.tensors
+        ),
         "tensors": tensors,
-        "files": {
-            name: {"bytes": record.bytes, "blake3": record.digest}
-            for name, record in sorted(files.items())
-        },
-    }
-
-
-def _file_entry(record: FileRecord) -> dict[str, object]:
-    return {
-        "name": record.name,
-        "bytes": record.bytes,
-        "algorithm": record.algorithm,
-        "digest": record.digest,
+        "files": {name: record.as_json() for name, record in sorted(files.items())},
     }
 
 
@@ -102,7 +91,7 @@ def engine_entry() -> dict[str, str]:
 def library_versions() -> dict[str, str]:
     """Return the versions of what computes, reads and hashes."""
     found = {"python": platform.python_version()}
-    for package in ("numpy", "numba", "llvmlite", "blake3"):
+    for package in ("numpy", "numba", "llvmlite", "xxhash"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

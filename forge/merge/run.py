@@ -18,7 +18,7 @@ from typing import Any
 
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from forge.checkpoints.hashing import FileRecord, hash_files
+from forge.checkpoints.hashing import FileRecord, record_files
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
@@ -155,7 +155,7 @@ def run_merge(
             with native.announcing(compile_notice(progress)):
                 workers.run(num_threads)
             progress.stage("hashing")
-            inputs = workers.finish_hashes(num_threads)
+            inputs = workers.input_records(num_threads)
             progress.stage("publishing")
             sidecars = sidecars_of(recipe, plan, prepared.checkpoints, prepared.vocabulary)
             content: dict[str, Any] = {}
@@ -218,8 +218,8 @@ def _is_made_of(manifest: Mapping[str, Any], prepared: Prepared, progress: Progr
     """
     progress.stage("hashing")
     for entry, checkpoint in zip(manifest["inputs"], prepared.checkpoints.values(), strict=True):
-        records = hash_files(checkpoint.source.files(), algorithm="blake3")
-        if [file["digest"] for file in entry["files"]] != [record.digest for record in records]:
+        records = record_files(checkpoint.source.files())
+        if entry["files"] != [{"name": record.name, **record.as_json()} for record in records]:
             return False
     return True
 

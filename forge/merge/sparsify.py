@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from forge.kernels.cpu.layout import BAND, DENSE, DROP, SCALED
 from forge.kernels.operands import Operands, address_of
 from forge.kernels.selection import NOTHING, Target, task_vector_bounds
 from forge.merge.consensus import Sparsity
 from forge.merge.contract import Stream
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _EVERYTHING = Sparsity((DENSE,))
 _NONE = Sparsity((BAND, NOTHING.bits, NOTHING.quota, -1, 0))

@@ -15,11 +15,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from forge.checkpoints.hashing import FileRecord, RunningHash
+import numpy as np
+
+from forge.checkpoints.hashing import FileRecord, new_checksum, record_safetensors
 from forge.checkpoints.sink import TensorSink
-from forge.checkpoints.source import TensorSource
+from forge.checkpoints.source import SafetensorsSource, TensorSource
+from forge.core.dtypes import DTYPES
 from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.kernels.operands import CHUNK, Operands, Workspace
+from forge.kernels.pages import populate
 from forge.merge.contract import MethodCall, TensorStatistics
 from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
 from forge.merge.progress import Progress
@@ -51,10 +55,8 @@ class Workers:
         self._progress = progress
         self._stop = threading.Event()
         self._local = threading.local()
-        self._hashes = {
-            file: RunningHash(file, algorithm="blake3")
-            for source in sources.values()
-            for file in source.files()
+        self._read: dict[Path, dict[str, str]] = {
+            file: {} for source in sources.values() for file in source.files()
         }
 
     def run(self, num_threads: int) -> None:
@@ -81,38 +83,42 @@ class Workers:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def finish_hashes(self, num_threads: int) -> dict[Path, FileRecord]:
-        """Return the records of all input files."""
+    def input_records(self, num_threads: int) -> dict[Path, FileRecord]:
+        """Return the records of all input files, reading only what no job has read."""
         with ThreadPoolExecutor(num_threads, thread_name_prefix="forge-hash") as pool:
-            records = pool.map(lambda item: (item[0], item[1].finish()), self._hashes.items())
-            return dict(records)
+            records = pool.map(
+                lambda item: record_safetensors(item[0], known=item[1]), self._read.items()
+            )
+            return dict(zip(self._read, records, strict=True))
 
     def _run_job(self, job: MergeJob) -> None:
         if self._stop.is_set():
             raise _StoppedError
-        import blake3
-
-        digest = blake3.blake3()
+        digest = new_checksum()
+        inputs = [
+            _Input(self._sources[item.model], item.name, itemsize=DTYPES[job.dtype].itemsize)
+            for item in job.inputs
+        ]
 
         def emit(offset: int, data: memoryview) -> None:
             if self._stop.is_set():
                 raise _StoppedError
+            for item in inputs:
+                item.hash(offset, data.nbytes)
             digest.update(data)
             self._sink.write(job.output, offset, data)
             self._progress.advance(data.nbytes)
 
-        views = [self._sources[item.model].read(item.name) for item in job.inputs]
+        views = [item.view for item in inputs]
         if job.method == IDENTICAL:
             statistics = self._copy(job, views, emit)
         else:
             statistics = self._merge(job, views, emit)
         record = {"method": job.method, **statistics.as_json()}
         self._sink.finish(job.output, digest=digest.hexdigest(), statistics=record)
-        for item in job.inputs:
-            info = self._sources[item.model].info(item.name)
-            hasher = self._hashes.get(info.file)
-            if hasher is not None:
-                hasher.advance(info.offset + info.nbytes)
+        for item in inputs:
+            if item.is_whole:
+                self._read[item.info.file][item.info.name] = item.digest.hexdigest()
 
     def _merge(self, job: MergeJob, views: Sequence[memoryview], emit: Any) -> TensorStatistics:
         workspace = getattr(self._local, "workspace", None)
@@ -147,6 +153,35 @@ class Workers:
         for offset in range(0, views[0].nbytes, CHUNK):
             emit(offset, views[0][offset : offset + CHUNK])
         return TensorStatistics((False,) * len(views), bad_output=False)
+
+
+class _Input:
+    """A tensor that a job reads, hashed piece by piece while the piece is in the cache."""
+
+    def __init__(self, source: TensorSource, name: str, *, itemsize: int) -> None:
+        self.info = source.info(name)
+        self.view = source.read(name)
+        self.digest = new_checksum()
+        self._out_itemsize = itemsize
+        self._itemsize = DTYPES[self.info.dtype].itemsize
+        self._hashed = 0
+        # What a LoRA or a new vocabulary computes is not what its file holds.
+        self._is_stored = isinstance(source, SafetensorsSource)
+        if self.view.nbytes:
+            populate(np.frombuffer(self.view, np.uint8))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the digest is that of the whole tensor as it is stored."""
+        return self._is_stored and self._hashed == self.view.nbytes
+
+    def hash(self, offset: int, num_bytes: int) -> None:
+        """Hash the elements from which a piece of the output has just been computed."""
+        begin = offset // self._out_itemsize * self._itemsize
+        end = begin + num_bytes // self._out_itemsize * self._itemsize
+        if self._is_stored and begin == self._hashed and end <= self.view.nbytes:
+            self.digest.update(self.view[begin:end])
+            self._hashed = end
 
 
 def _drain(pool: ThreadPoolExecutor, task: Any, jobs: Sequence[MergeJob], width: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forge.checkpoints.hashing import Algorithm
+from forge.checkpoints.hashing import Algorithm, new_checksum, tree_of
 from forge.checkpoints.header import TensorInfo
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def digest_file(
     Args:
         path: The file.
         tensors: Where its tensors lie.
-        algorithm: How to hash the whole file; tensors are hashed by BLAKE3.
+        algorithm: How to hash the whole file; see ``checkpoints/hashing.py``.
         progress: Hears of every block.
         stop: Ends the reading early; the digests are then meaningless.
 
@@ -42,12 +42,13 @@ def digest_file(
     Raises:
         OSError: The file cannot be read.
     """
-    import blake3
-
-    whole = hashlib.sha256() if algorithm == "sha256" else blake3.blake3()
+    whole = hashlib.sha256() if algorithm == "sha256" else new_checksum()
     digests: dict[str, str] = {}
     queue = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes))
-    current, number = blake3.blake3(), 0
+    is_tree = algorithm == "xxh3_128_tree"
+    # Of a tree, the tensors' digests stand for all that follows the header.
+    whole_bytes = queue[0].offset if is_tree and queue else path.stat().st_size
+    current, number = new_checksum(), 0
     buffer = memoryview(bytearray(_BLOCK_BYTES))
     position = 0
     with path.open("rb", buffering=0) as file:
@@ -55,8 +56,8 @@ def digest_file(
             count = file.readinto(buffer)
             if not count:
                 break
-            whole.update(buffer[:count])
             begin, end = position, position + count
+            whole.update(buffer[: max(0, min(whole_bytes, end) - begin)])
             while number < len(queue) and queue[number].offset < end:
                 tensor = queue[number]
                 last = tensor.offset + tensor.nbytes
@@ -64,12 +65,15 @@ def digest_file(
                 if last > end:
                     break
                 digests[tensor.name] = current.hexdigest()
-                current, number = blake3.blake3(), number + 1
+                current, number = new_checksum(), number + 1
             position = end
             if progress is not None:
                 progress.advance(count)
     # Empty tensors at the file's end, and tensors of a file that shrank meanwhile.
     for tensor in queue[number:]:
         digests[tensor.name] = current.hexdigest()
-        current = blake3.blake3()
-    return whole.hexdigest(), digests
+        current = new_checksum()
+    digest = whole.hexdigest()
+    if is_tree:
+        digest = tree_of(digest, (digests[tensor.name] for tensor in queue))
+    return digest, digests

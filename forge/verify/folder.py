@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from forge.architectures.names import architecture_of, layers_present
 from forge.checkpoints.checkpoint import read_config
 from forge.checkpoints.folder import contained_file
+from forge.checkpoints.hashing import content_digest
 from forge.checkpoints.header import TensorInfo, read_header
 from forge.checkpoints.replace import MANIFEST_FILE
 from forge.checkpoints.source import open_safetensors
@@ -27,7 +28,6 @@ from forge.verify.manifest import (
     FileClaim,
     Manifest,
     TensorClaim,
-    content_digest,
     read_manifest,
 )
 
@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 
 Kind = Literal["missing", "extra", "size", "hash", "tensor", "structure", "manifest"]
 
-_ALGORITHM_NAMES: Final = {"sha256": "SHA-256", "blake3": "BLAKE3"}
+_ALGORITHM_NAMES: Final = {
+    "sha256": "SHA-256",
+    "xxh3_128": "XXH3-128",
+    "xxh3_128_tree": "XXH3-128 (tree)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +238,7 @@ def _tensor_fault(tensor: TensorInfo, digest: str, claim: TensorClaim | None) ->
             f"{where} is {tensor.dtype} {list(tensor.shape)}; the manifest says {claim.dtype} "
             f"{list(claim.shape)}."
         )
-    if digest != claim.blake3:
+    if digest != claim.xxh3_128:
         return f"{where} holds other values than when it was written."
     return None
 
@@ -252,7 +256,10 @@ def _whole(
         Difference("tensor", name, f"Tensor '{name}' is in no file.")
         for name in sorted(manifest.tensors.keys() - present)
     ]
-    if content_digest(manifest.tensors) != manifest.content_digest:
+    stated_digest = content_digest(
+        (name, claim.dtype, claim.shape, claim.xxh3_128) for name, claim in manifest.tensors.items()
+    )
+    if stated_digest != manifest.content_digest:
         message = "The manifest's content_digest does not fit its own list of tensors."
         found.append(Difference("manifest", MANIFEST_FILE, message))
     if is_readable:

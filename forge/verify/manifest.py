@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from forge.core.errors import CheckpointError
 
 MAX_MANIFEST_BYTES: Final = 256 << 20
 SCHEMA: Final = 1
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_ALGORITHMS: Final[tuple[Algorithm, ...]] = ("sha256", "blake3")
-_CLAIM_KEYS: Final = frozenset({"dtype", "shape", "blake3", "method"})
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
+_ALGORITHMS: Final[tuple[Algorithm, ...]] = ("sha256", "xxh3_128_tree", "xxh3_128")
+_CLAIM_KEYS: Final = frozenset({"dtype", "shape", "xxh3_128", "method"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class FileClaim:
 
     Attributes:
         num_bytes: Its size.
-        algorithm: ``sha256`` or ``blake3``.
+        algorithm: How the digest is made; see ``checkpoints/hashing.py``.
         digest: Hexadecimal digest of the whole file.
     """
 
@@ -43,7 +42,7 @@ class TensorClaim:
 
     dtype: str
     shape: tuple[int, ...]
-    blake3: str
+    xxh3_128: str
     method: str
     statistics: Mapping[str, object]
 
@@ -121,22 +120,6 @@ def read_manifest(root: Path) -> Manifest | None:
     )
 
 
-def content_digest(tensors: Mapping[str, TensorClaim]) -> str:
-    """Return the digest over all tensors that a manifest states.
-
-    Args:
-        tensors: Claims by name.
-
-    Returns:
-        Hexadecimal SHA-256 of one line per tensor, sorted by name; files do not matter.
-    """
-    hasher = hashlib.sha256()
-    for name, claim in sorted(tensors.items()):
-        line = f"{name}\0{claim.dtype}\0{list(claim.shape)}\0{claim.blake3}\n"
-        hasher.update(line.encode("utf-8", "surrogatepass"))
-    return hasher.hexdigest()
-
-
 def _object(path: Path, content: Mapping[str, object], key: str) -> list[tuple[str, object]]:
     value = content.get(key)
     if not isinstance(value, Mapping):
@@ -160,7 +143,7 @@ def _file(path: Path, name: str, claim: object) -> FileClaim:
 
 def _tensor(path: Path, name: str, claim: object) -> TensorClaim:
     if isinstance(claim, Mapping):
-        dtype, shape, digest = claim.get("dtype"), claim.get("shape"), claim.get("blake3")
+        dtype, shape, digest = claim.get("dtype"), claim.get("shape"), claim.get("xxh3_128")
         method = claim.get("method", "")
         if (
             isinstance(dtype, str)

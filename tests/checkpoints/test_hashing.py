@@ -1,20 +1,21 @@
-"""Running hashes equal hashes of the whole, whoever advances them."""
+"""Digests of tensors are XXH3-128, and a safetensors file's digest is made of them."""
 
 import hashlib
-import threading
+import json
 from pathlib import Path
 
-import blake3
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import xxhash
+from safetensors.numpy import save_file
 
 from forge.checkpoints.hashing import (
-    RunningHash,
-    blake3_of,
-    blake3_of_range,
-    hash_file,
-    hash_files,
+    checksum_of,
+    checksum_of_range,
+    content_digest,
+    record_file,
+    record_files,
+    record_safetensors,
 )
 from forge.core.errors import CheckpointError
 
@@ -26,60 +27,56 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@given(st.lists(st.integers(0, 3_500_001), max_size=6))
-@settings(max_examples=25, deadline=None)
-def test_any_advances_give_the_hash_of_the_file(big: Path, steps: list[int]) -> None:
-    running = RunningHash(big, algorithm="sha256", name="a/b")
-    for step in steps:
-        running.advance(step)
-    assert running.position == max(steps, default=0)
-    record = running.finish()
-    assert record.digest == hashlib.sha256(big.read_bytes()).hexdigest()
-    assert (record.name, record.bytes, record.algorithm) == ("a/b", 3_500_001, "sha256")
-
-
-def test_both_algorithms_and_ranges(big: Path, tmp_path: Path) -> None:
+def test_files_and_ranges_have_the_xxh3_of_their_bytes(big: Path, tmp_path: Path) -> None:
     content = big.read_bytes()
-    assert hash_file(big, algorithm="blake3").digest == blake3.blake3(content).hexdigest()
-    assert blake3_of(memoryview(content)) == blake3.blake3(content).hexdigest()
+    assert checksum_of(memoryview(content)) == xxhash.xxh3_128(content).hexdigest()
     for offset, nbytes in ((0, 0), (5, 1), (1_000_000, 2_500_001)):
         part = content[offset : offset + nbytes]
-        assert blake3_of_range(big, offset, nbytes) == blake3.blake3(part).hexdigest()
+        assert checksum_of_range(big, offset, nbytes) == xxhash.xxh3_128(part).hexdigest()
     (tmp_path / "empty").touch()
-    records = hash_files([big, tmp_path / "empty"], algorithm="sha256")
+    records = record_files([big, tmp_path / "empty"])
     assert [record.name for record in records] == ["big", "empty"]
-    assert records[1].digest == hashlib.sha256(b"").hexdigest()
+    assert records[0].as_json() == {
+        "bytes": 3_500_001,
+        "xxh3_128": xxhash.xxh3_128(content).hexdigest(),
+    }
+    assert records[1].digest == xxhash.xxh3_128(b"").hexdigest()
 
 
-def test_threads_that_race_lose_no_byte(big: Path) -> None:
-    content = big.read_bytes()
-    for _ in range(5):
-        running = RunningHash(big, algorithm="blake3")
-        start = threading.Barrier(6)
+def test_a_safetensors_file_has_the_digest_of_its_header_and_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {"b": np.arange(7.0), "a": np.ones((2, 3), np.float32), "c": np.zeros((0, 4))}
+    save_file(tensors, path)
+    content = path.read_bytes()
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    table = json.loads(content[8:data_start])
+    order = sorted(table, key=lambda name: table[name]["data_offsets"])
+    parts = [content[:data_start], *(tensors[name].tobytes() for name in order)]
+    lines = "".join(f"{xxhash.xxh3_128(part).hexdigest()}\n" for part in parts)
+    record = record_file(path)
+    assert (record.algorithm, record.bytes) == ("xxh3_128_tree", len(content))
+    assert record.digest == xxhash.xxh3_128(lines.encode()).hexdigest()
 
-        def advance(
-            worker: int, running: RunningHash = running, start: threading.Barrier = start
-        ) -> None:
-            start.wait()
-            for step in range(worker, 36, 6):
-                running.advance(step * 100_000)
+    known = {"a": xxhash.xxh3_128(tensors["a"].tobytes()).hexdigest()}
+    assert record_safetensors(path, known=known) == record
+    assert record_safetensors(path, known={"a": "0" * 32}) != record, "it must not read 'a' again"
+    path.write_bytes(content[:-1] + b"\1")
+    assert record_file(path).digest != record.digest
 
-        threads = [threading.Thread(target=advance, args=(worker,)) for worker in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        # Whoever was turned away handed its target to the thread that was hashing.
-        assert running.position == 3_500_000
-        assert running.finish().digest == blake3.blake3(content).hexdigest()
+
+def test_content_does_not_depend_on_the_order_of_tensors() -> None:
+    rows = [("b", "F32", (2,), "1" * 32), ("a", "BF16", (3, 1), "2" * 32)]
+    lines = f"a\0BF16\0[3, 1]\0{'2' * 32}\nb\0F32\0[2]\0{'1' * 32}\n"
+    assert content_digest(rows) == hashlib.sha256(lines.encode()).hexdigest()
+    assert content_digest(rows[::-1]) == content_digest(rows)
 
 
 def test_a_short_or_missing_file_is_an_error_and_not_a_wrong_hash(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(b"abc")
-    running = RunningHash(path, algorithm="sha256")
     with pytest.raises(CheckpointError, match="shorter than expected"):
-        running.advance(10)
-    assert running.finish().digest == hashlib.sha256(b"abc").hexdigest()
+        checksum_of_range(path, 0, 10)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        hash_file(tmp_path / "absent", algorithm="sha256")
+        record_file(tmp_path / "absent")
+    with pytest.raises(CheckpointError):
+        record_file(tmp_path / "absent.safetensors")

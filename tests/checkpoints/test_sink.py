@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-import blake3
 import numpy as np
 import pytest
 
 from forge.checkpoints import replace
-from forge.checkpoints.hashing import FileRecord, blake3_of
+from forge.checkpoints.hashing import FileRecord, checksum_of, record_file
 from forge.checkpoints.sink import MANIFEST_FILE, PlannedTensor, TensorSink
 from forge.checkpoints.source import open_safetensors
 from forge.core.errors import OutputError
@@ -70,7 +69,7 @@ def test_an_output_is_complete_hashed_and_free_of_bookkeeping(tmp_path: Path) ->
     _assert_right(out)
     files = _snapshot(out)
     recorded = json.loads(files.pop(MANIFEST_FILE))
-    assert recorded == {name: blake3.blake3(data).hexdigest() for name, data in files.items()}
+    assert recorded == {name: record_file(out / name).digest for name in files}
     assert sorted(files) == [
         "chat_templates/tool.jinja", "config.json",
         *(f"model-0000{i}-of-00005.safetensors" for i in range(1, 6)),
@@ -99,7 +98,7 @@ def test_threads_may_write_in_any_order(tmp_path: Path) -> None:
             for tensor in PLAN[worker::4]:
                 array = values(tensor)
                 sink.write(tensor.name, 0, array)
-                sink.finish(tensor.name, digest=blake3_of(array.data.cast("B")), statistics={})
+                sink.finish(tensor.name, digest=checksum_of(array.data.cast("B")), statistics={})
 
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
         for thread in threads:
@@ -565,7 +564,7 @@ def test_more_shards_than_open_files(tmp_path: Path) -> None:
         with TensorSink(tmp_path / "out", plan, max_shard_bytes=4, fingerprint="f") as sink:
             for tensor in plan:
                 sink.write(tensor.name, 0, np.zeros(1, np.float32))
-                sink.finish(tensor.name, digest=blake3_of(memoryview(bytes(4))), statistics={})
+                sink.finish(tensor.name, digest=checksum_of(memoryview(bytes(4))), statistics={})
             sink.commit({}, _manifest)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

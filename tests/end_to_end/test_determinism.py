@@ -93,7 +93,7 @@ def _digests(result: MergeResult) -> tuple[object, dict[str, object]]:
     tensors = cast("Mapping[str, Mapping[str, object]]", result.manifest["tensors"])
     return (
         result.manifest["content_digest"],
-        {name: record["blake3"] for name, record in tensors.items()},
+        {name: record["xxh3_128"] for name, record in tensors.items()},
     )
 
 

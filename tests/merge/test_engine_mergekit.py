@@ -56,7 +56,7 @@ def test_it_merges_verifies_and_agrees_with_forge(folder: Path) -> None:
     assert manifest["recipe"]["seed"] == 5
     assert "max_shard_size" not in manifest["recipe"]
     assert [item["role"] for item in manifest["inputs"]] == ["base", "model"]
-    assert all(len(item["files"][0]["digest"]) == 64 for item in manifest["inputs"])
+    assert all(len(item["files"][0]["xxh3_128_tree"]) == 32 for item in manifest["inputs"])
     assert str(folder) not in Path("theirs/README.md").read_text()
     assert Path("theirs/model.safetensors").stat().st_mode & 0o777 == 0o644
     assert not Path("theirs.forge-partial").exists()

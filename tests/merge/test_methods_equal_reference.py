@@ -129,9 +129,9 @@ def cases() -> list[Case]:
                 per(weight=W2, density=[0.5, 0.3], epsilon=[0.15, 0.1]), rescale)  # fmt: skip
     add("della", 2, True,
         lambda x: reference.della(x[0], x[1:], weights=W2, densities=[1.0, 0.3],
-                                  epsilons=[0.15, 0.1], uniforms=draws(2, x[0].shape)),
+                                  epsilons=[0.15, 0.11], uniforms=draws(2, x[0].shape)),
         family(rescale="density", normalize=True),
-        per(weight=W2, density=[1.0, 0.3], epsilon=[0.15, 0.1]), "one dense")  # fmt: skip
+        per(weight=W2, density=[1.0, 0.3], epsilon=[0.15, 0.11]), "one dense")  # fmt: skip
     add("dare_linear", 2, True,
         lambda x: reference.dare_linear(x[0], x[1:], weights=W2, densities=[0.0, 1.0],
                                         uniforms=draws(2, x[0].shape), rescale="none"),

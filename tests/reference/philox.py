@@ -1,4 +1,4 @@
-"""Philox4x32-10 in plain numpy, and forge's layout of its words over a tensor.
+"""Philox4x32-10 in plain numpy, and forge's layout of its bits over a tensor.
 
 Reference: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3. Imports nothing of
 forge; ``tests/kernels/test_philox.py`` checks it against the published known answers.
@@ -36,16 +36,18 @@ def uniforms(numel: int, *, key: int, stream: int) -> NDArray[np.float64]:
     key %= 1 << 64
     stream %= 1 << 64
     element = np.arange(numel, dtype=np.uint64)
-    index = (element >> np.uint64(6)) * np.uint64(16) + (element & np.uint64(15))
-    word = ((element >> np.uint64(4)) & np.uint64(3)).astype(np.int64)
-    counter = np.stack(
-        [
-            index & np.uint64(0xFFFFFFFF),
-            index >> np.uint64(32),
+    counter = (element >> np.uint64(7)) * np.uint64(16) + (element & np.uint64(15))
+    word = ((element >> np.uint64(5)) & np.uint64(3)).astype(np.int64)
+    halves = []
+    for top in (0, 1 << 63):
+        place = counter + np.uint64(top)
+        columns = [
+            place & np.uint64(0xFFFFFFFF),
+            place >> np.uint64(32),
             np.full(numel, stream & 0xFFFFFFFF, np.uint64),
             np.full(numel, stream >> 32, np.uint64),
-        ],
-        axis=1,
-    )
-    words = philox4x32(counter, (key & 0xFFFFFFFF, key >> 32))
-    return words[np.arange(numel), word] / 2.0**32
+        ]
+        words = philox4x32(np.stack(columns, axis=1), (key & 0xFFFFFFFF, key >> 32))
+        shift = ((element >> np.uint64(4)) & np.uint64(1)) * np.uint64(16)
+        halves.append((words[np.arange(numel), word] >> shift) & np.uint64(0xFFFF))
+    return (halves[0] * np.uint64(1 << 16) + halves[1]) / 2.0**32

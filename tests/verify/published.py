@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import blake3
+import xxhash
 
 from tests.factory import tiny_checkpoint
 
@@ -40,15 +40,15 @@ def tensors_of(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def describe(folder: Path, *, algorithm: str = "sha256") -> dict[str, object]:
     """Return the manifest that fits a folder."""
-    hasher = hashlib.sha256 if algorithm == "sha256" else blake3.blake3
+    hasher = hashlib.sha256 if algorithm == "sha256" else xxhash.xxh3_128
     tensors: dict[str, object] = {}
     content = hashlib.sha256()
     rows = {}
     for path in sorted(folder.glob("*.safetensors")):
         rows |= tensors_of(path)
     for name, (dtype, shape, data) in sorted(rows.items()):
-        digest = blake3.blake3(data).hexdigest()
-        tensors[name] = {"dtype": dtype, "shape": shape, "blake3": digest, **STATISTICS}
+        digest = xxhash.xxh3_128(data).hexdigest()
+        tensors[name] = {"dtype": dtype, "shape": shape, "xxh3_128": digest, **STATISTICS}
         content.update(f"{name}\0{dtype}\0{shape}\0{digest}\n".encode())
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from forge.checkpoints.hashing import content_digest
 from forge.core.errors import CheckpointError
-from forge.verify.manifest import content_digest, read_manifest
+from forge.verify.manifest import read_manifest
 from tests.verify.published import MANIFEST, edit_manifest, publish
 
 CLAIM = {"bytes": 1, "sha256": "0" * 64}
@@ -39,7 +40,7 @@ def set_key(*path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (set_key("files", "a/b/c", value=CLAIM), "which is no file of its folder"),
         (set_key("files", "", value=CLAIM), "which is no file of its folder"),
         (set_key("files", MANIFEST, value=CLAIM), "which is no file of its folder"),
-        (set_key("tensors", "x", value={"dtype": "BF16", "shape": [-1], "blake3": ""}),
+        (set_key("tensors", "x", value={"dtype": "BF16", "shape": [-1], "xxh3_128": ""}),
          "'tensors.x' is"),
         (set_key("tensors", "x", value=7), "'tensors.x' is 7"),
     ],
@@ -64,7 +65,13 @@ def test_a_good_manifest_is_read(tmp_path: Path) -> None:
     assert claim.num_elements == 512
     assert claim.statistics["norms"] == [3.0, 4.0]
     assert "method" not in claim.statistics
-    assert content_digest(manifest.tensors) == manifest.content_digest
+    assert (
+        content_digest(
+            (name, claim.dtype, claim.shape, claim.xxh3_128)
+            for name, claim in manifest.tensors.items()
+        )
+        == manifest.content_digest
+    )
     assert "chat_templates/tool.jinja" in manifest.files
 
 

@@ -19,13 +19,15 @@ from numba import carray
 
 from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block
-from forge.kernels.cpu.philox import fill
+from forge.kernels.cpu.philox import GROUP, fill
 from forge.kernels.cpu.selection import magnitude_bits
 
 _RANGE = 4294967296.0
+_HALF_RANGE = 65536.0
 _ONE = np.uint32(1)
 _ALIGNED = np.uint32(0xFFFF0000)
 _WORD = np.uint64(32)
+_HALF = np.uint32(16)
 _MANTISSA = np.uint64(52)
 _BIAS = 1022
 _MOVES = 8
@@ -153,15 +155,38 @@ def _shell_sort(magnitudes, sorted_keys, last, mask, width):
 
 
 @inlined
-def _drop(chances, words, size, inverse):
+def _is_decided(chances, halves, size):
+    """Tell whether the upper halves alone tell on which side of p every random word lies."""
+    whole = chances.dtype.type(_HALF_RANGE)
+    undecided = np.int32(0)
+    for i in range(size):
+        above = chances[i] * whole - chances.dtype.type(halves[i])
+        undecided += np.int32((above > 0) & (above < 1))
+    return undecided == 0
+
+
+@inlined
+def _drop(chances, halves, size, inverse):
     """Turn the chance p of each element into its factor."""
     zero = chances.dtype.type(0)
     one = chances.dtype.type(1)
-    whole = chances.dtype.type(_RANGE)
+    whole = chances.dtype.type(_HALF_RANGE)
     for i in range(size):
         p = chances[i]
         kept = one / p if inverse else one
-        chances[i] = kept if chances.dtype.type(words[i]) < p * whole else zero
+        chances[i] = kept if chances.dtype.type(halves[i]) < p * whole else zero
+
+
+@inlined
+def _drop_exactly(chances, halves, lower, size, inverse):
+    """As ``_drop``, from all 32 bits."""
+    zero = chances.dtype.type(0)
+    one = chances.dtype.type(1)
+    for i in range(size):
+        p = chances[i]
+        kept = one / p if inverse else one
+        word = np.float64(np.uint32(np.uint32(halves[i] << _HALF) | lower[i]))
+        chances[i] = kept if word < np.float64(p) * _RANGE else zero
 
 
 def factors(
@@ -187,10 +212,18 @@ def factors(
         for rank in range(width):
             result[last - np.uint64(sorted_keys[rank] & mask)] = chances[rank]
     words = work[2].view(np.uint32)
-    stride = BLOCK - 64  # room for a first group that begins before the block
+    stride = BLOCK - GROUP  # room for a first group that begins before the block
     for offset in range(0, count, stride):
         size = min(stride, count - offset)
-        lead = (start + offset) & np.int64(63)
-        fill(words, counts[5], counts[6], start + offset - lead, lead + size)
+        lead = (start + offset) % GROUP
+        fill(words, counts[5], counts[6], start + offset - lead, lead + size, 0)
         result = carray(pointer(counts[1] + offset * work.itemsize), size, work.dtype)
-        _drop(result, _part(words.ctypes.data, lead, size), size, params[0] != 0.0)
+        halves = _part(words.ctypes.data, lead, size)
+        inverse = params[0] != 0.0
+        if _is_decided(result, halves, size):
+            _drop(result, halves, size, inverse)
+        else:
+            rest = work[1].view(np.uint32)
+            fill(rest, counts[5], counts[6], start + offset - lead, lead + size, 1)
+            lower = _part(rest.ctypes.data, lead, size)
+            _drop_exactly(result, halves, lower, size, inverse)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 
+from forge.kernels.cpu.compiler import inlined
 from forge.kernels.cpu.layout import BLOCK, UNREACHABLE, Compute
 from forge.kernels.cpu.memory import pointer
 
@@ -36,7 +37,7 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
         compute: Type of the work rows.
         block: Whether ``function`` is a reader or writer.
     """
-    body = njit(nogil=True, error_model="numpy")(function)
+    body = inlined(function)
     real = np.float32 if compute == "float32" else np.float64
 
     def block_entry(address, start, count, row):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from forge.kernels.cpu.compiler import reordered
 from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import double_of, inlined, read_block, wide, write_block
 from forge.kernels.cpu.selection import count_targets
@@ -43,7 +43,7 @@ def _exp(x):
     return series * double_of((np.int64(whole) + np.int64(1023)) << np.int64(52))
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+@reordered
 def _exp_sum(x, y, size, greatest):
     """Return Σ e^(x - greatest) and Σ e^(x - greatest)·(x - y); arguments are floored at -690."""
     mass = 0.0

@@ -18,6 +18,11 @@ Digit kernels, with T targets (a target is one order statistic of one model's va
     counts  [0] bits below the digit · [1] bits of the digit
             [2 … T+1] bits above the digit, -1 for the first digit · [T+2 … 2T+1] model
             then T histograms of DIGIT_BINS
+
+Window kernel: counts of T targets, WINDOW_WORDS each: model · least and greatest bits of the
+window · address of an array for magnitude bits in their own width · its length · and, counted
+by the kernel, elements above the window · equal to its greatest bits · strictly inside · equal
+to its least bits.
 """
 
 from __future__ import annotations
@@ -62,6 +67,8 @@ DIVISOR: Final = 4
 ELECTED: Final = 6
 WORK_HEAD: Final = 8
 """Scratch rows; total, divisor and elected take two, because they are sums in float64."""
+
+WINDOW_WORDS: Final = 9
 
 DIGIT_BITS: Final = 16
 DIGIT_BINS: Final = 1 << DIGIT_BITS

@@ -20,17 +20,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from forge.kernels.cpu.compiler import inlined
 from forge.kernels.cpu.layout import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-inlined = njit(nogil=True, error_model="numpy")
-"""Compile a function that kernels call; LLVM inlines it."""
 
 
 @intrinsic

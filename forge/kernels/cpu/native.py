@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MERGE_WORDS: Final = 17
-_SHARED: Final = ("entries.py", "layout.py", "memory.py", "native.py")
+_SHARED: Final = ("compiler.py", "entries.py", "layout.py", "memory.py", "native.py")
 
 
 @cache

@@ -11,12 +11,11 @@ Imported only to compile.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-_reordered = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+from forge.kernels.cpu.compiler import reordered
 
 
-@_reordered
+@reordered
 def dot(x, y, size):
     """Return Σ x·y over ``size`` elements, added in float64."""
     total = 0.0
@@ -25,7 +24,7 @@ def dot(x, y, size):
     return total
 
 
-@_reordered
+@reordered
 def quick_dot(x, y, size):
     """Return Σ x·y over ``size`` elements, added in the type of the rows."""
     total = x.dtype.type(0)
@@ -34,7 +33,7 @@ def quick_dot(x, y, size):
     return np.float64(total)
 
 
-@_reordered
+@reordered
 def absolute_sum(x, size):
     """Return Σ |x| over ``size`` elements, added in float64."""
     total = 0.0

@@ -50,7 +50,7 @@ def _select(size, num_models, counts, work):
         return
     spread = _spread(num_models, size, work)
     zero = spread.dtype.type(0)
-    counts[2] = keep_inside(spread, size, bits, counts[1], counts[2])
+    counts[2], _ = keep_inside(spread, size, bits, counts[1], counts[2])
     for m in range(num_models):
         x = work[8 + m]
         for i in range(size):

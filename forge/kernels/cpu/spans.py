@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 
+from forge.kernels.cpu.compiler import reordered
 from forge.kernels.cpu.layout import BLOCK
 from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
 from forge.kernels.cpu.reductions import dot
@@ -37,7 +37,7 @@ def _gram_kernel(num_models: int) -> Callable[..., object]:
     """Make ``gram`` for two vectors, whose three sums share one loop, or for any number (0)."""
 
     # The sums may be reordered: they are float64, see ``reductions``.
-    @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+    @reordered
     def triangle_of_two(x, y, size, stats):
         first = 0.0
         inner = 0.0

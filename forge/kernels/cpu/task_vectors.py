@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 
+from forge.kernels.cpu.compiler import reordered
 from forge.kernels.cpu.layout import (
     BASE,
     BLOCK,
@@ -39,40 +39,54 @@ from forge.kernels.cpu.philox import fill
 from forge.kernels.cpu.reductions import absolute_sum, quick_dot
 from forge.kernels.cpu.selection import drop_inside, keep_inside
 
+_HALF = np.uint32(16)
+
 
 @inlined
-def _drop(x, factors, size, position, counts, at, words):
+def _drop(x, factors, size, position, counts, at, work):
     """Keep elements whose random word is below a threshold in 0 … 2**32."""
     zero = x.dtype.type(0)
     kept = np.int32(0)
-    if counts[at + 3] == 0:
+    threshold = counts[at + 3]
+    halves = work[WORDS].view(np.uint32)
+    fill(halves, counts[at + 1], counts[at + 2], position, size, 0)
+    border = np.uint32(threshold >> 16)
+    undecided = np.int32(0)
+    if threshold & 0xFFFF:
         for i in range(size):
-            x[i] = zero
+            undecided += np.int32(halves[i] == border)
+    if undecided == 0:
+        for i in range(size):
+            keep = halves[i] < border
+            x[i] = x[i] if keep else zero
+            kept += np.int32(keep)
         return kept
-    fill(words, counts[at + 1], counts[at + 2], position, size)
-    last = np.uint32(counts[at + 3] - 1)
+    lower = work[TOTAL].view(np.uint32)  # the sums come later
+    fill(lower, counts[at + 1], counts[at + 2], position, size, 1)
+    below = np.uint32(threshold)  # has lower bits, so it is less than 2**32
     for i in range(size):
-        keep = words[i] <= last
+        keep = np.uint32(np.uint32(halves[i] << _HALF) | lower[i]) < below
         x[i] = x[i] if keep else zero
         kept += np.int32(keep)
     return kept
 
 
 @inlined
-def _band(x, factors, size, position, counts, at, words):
+def _band(x, factors, size, position, counts, at, work):
     """Keep elements inside one bound and outside another."""
+    kept = np.int32(0)
     if counts[at + 1] >= 0:
-        counts[at + 5] = keep_inside(x, size, counts[at + 1], counts[at + 2], counts[at + 5])
+        counts[at + 5], kept = keep_inside(x, size, counts[at + 1], counts[at + 2], counts[at + 5])
     if counts[at + 3] >= 0:
         counts[at + 6] = drop_inside(x, size, counts[at + 3], counts[at + 4], counts[at + 6])
-    kept = np.int32(0)
-    for i in range(size):
-        kept += np.int32(x[i] != 0)
+        kept = np.int32(0)
+        for i in range(size):
+            kept += np.int32(x[i] != 0)
     return kept
 
 
 @inlined
-def _scale(x, factors, size, position, counts, at, words):
+def _scale(x, factors, size, position, counts, at, work):
     """Multiply by one factor for each element; a factor of 0 drops it."""
     kept = np.int32(0)
     for i in range(size):
@@ -110,7 +124,6 @@ def _sparsifier(kind: str) -> Callable[..., object]:
     @inlined
     def sparsify_all(inputs, readers, offset, position, size, counts, work):
         models = (len(counts) - 3) // (2 + SETTINGS)
-        words = work[WORDS].view(np.uint32)
         factors = models + 1
         for m in range(models):
             at = 3 + 2 * models + SETTINGS * m
@@ -120,7 +133,7 @@ def _sparsifier(kind: str) -> Callable[..., object]:
                 read_block(readers[factors], inputs[factors], offset, size, work, WORDS)
                 factors += 1
             x = work[WORK_HEAD + m]
-            kept = sparsify(x, work[WORDS], size, position, counts, at, words)
+            kept = sparsify(x, work[WORDS], size, position, counts, at, work)
             counts[3 + models + m] += kept
 
     return sparsify_all
@@ -211,7 +224,7 @@ def _combination_of_rows(vote: str) -> Callable[..., object]:
 
 def _unrolled_diagnosis(num_models: int) -> Callable[..., object]:
     # Sums may be reordered here: they are shown, not written.
-    @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+    @reordered
     def diagnose(work, ignored, size, stats):
         rows = work[WORK_HEAD:]
         zero = work.dtype.type(0)
@@ -229,10 +242,11 @@ def _unrolled_diagnosis(num_models: int) -> Callable[..., object]:
             for i in range(size):
                 x = rows[0, i]
                 y = rows[1, i]
+                product = x * y
                 first += x * x
-                inner += x * y
+                inner += product
                 second += y * y
-                conflicts += np.int32(((x < zero) & (y > zero)) | ((x > zero) & (y < zero)))
+                conflicts += np.int32(product < zero)
             stats[0] += first
             stats[1] += inner
             stats[2] += second
@@ -291,27 +305,50 @@ def _inverse(value):
     return 1.0 / value if value != 0.0 else 1.0
 
 
-@inlined
-def _mean_of_two(work, ignored, size, params):
-    """As the ``mean`` combination for two models, without a division for each element."""
-    rows = work[WORK_HEAD:]
-    base = work[BASE]
-    total = wide(work, TOTAL)
-    first_factor = params[PARAMS_HEAD] * params[PARAMS_HEAD + 1]
-    second_factor = params[PARAMS_HEAD + 2] * params[PARAMS_HEAD + 3]
-    for_first = _inverse(params[PARAMS_HEAD])
-    for_second = _inverse(params[PARAMS_HEAD + 2])
-    for_both = _inverse(params[PARAMS_HEAD] + params[PARAMS_HEAD + 2])
-    for i in range(size):
-        first = first_factor * np.float64(rows[0, i])
-        second = second_factor * np.float64(rows[1, i])
-        is_positive = first + second >= 0.0
-        first_agrees = (first if is_positive else -first) > 0.0
-        second_agrees = (second if is_positive else -second) > 0.0
-        summed = (first if first_agrees else 0.0) + (second if second_agrees else 0.0)
-        alone = for_first if first_agrees else for_second
-        summed *= for_both if first_agrees & second_agrees else alone
-        total[i] = np.float64(base[i]) + params[0] * summed
+def _combination_of_two(*, normalizes: bool) -> Callable[..., object]:
+    """Make the ``elect`` or ``mean`` combination of two models, with few steps an element.
+
+    Two numbers of one sign agree; of others, the one that the sum leans to is the greater when
+    the sum is not negative, and else the smaller. Divisions are done once a block.
+    """
+
+    @inlined
+    def combine(work, ignored, size, params):
+        rows = work[WORK_HEAD:]
+        base = work[BASE]
+        total = wide(work, TOTAL)
+        scale = params[0]
+        first_factor = params[PARAMS_HEAD] * params[PARAMS_HEAD + 1]
+        second_factor = params[PARAMS_HEAD + 2] * params[PARAMS_HEAD + 3]
+        for_first = scale
+        for_second = scale
+        for_both = scale
+        if normalizes:
+            for_first *= _inverse(params[PARAMS_HEAD])
+            for_second *= _inverse(params[PARAMS_HEAD + 2])
+            for_both *= _inverse(params[PARAMS_HEAD] + params[PARAMS_HEAD + 2])
+        if for_first == for_second:
+            for i in range(size):
+                first = first_factor * np.float64(rows[0, i])
+                second = second_factor * np.float64(rows[1, i])
+                summed = first + second
+                least = first if first < second else second
+                greatest = first if first > second else second
+                alone = greatest if summed >= 0.0 else least
+                agree = (least > 0.0) | (greatest < 0.0)
+                value = summed * for_both if agree else alone * for_first
+                total[i] = np.float64(base[i]) + value
+        else:
+            for i in range(size):
+                first = first_factor * np.float64(rows[0, i])
+                second = second_factor * np.float64(rows[1, i])
+                summed = first + second
+                takes_first = (first > second) == (summed >= 0.0)
+                alone = first * for_first if takes_first else second * for_second
+                agree = ((first > 0.0) & (second > 0.0)) | ((first < 0.0) & (second < 0.0))
+                total[i] = np.float64(base[i]) + (summed * for_both if agree else alone)
+
+    return combine
 
 
 def _merge_kernel(num_models: int, vote: str, kind: str) -> Callable[..., object]:
@@ -319,8 +356,10 @@ def _merge_kernel(num_models: int, vote: str, kind: str) -> Callable[..., object
     sparsify = _sparsifier(kind)
     if num_models:
         diagnose = _unrolled_diagnosis(num_models)
-        pair_mean = num_models == 2 and vote == "mean"
-        combine = _mean_of_two if pair_mean else _unrolled_combination(num_models, vote)
+        if num_models == 2 and vote != "sum":
+            combine = _combination_of_two(normalizes=vote == "mean")
+        else:
+            combine = _unrolled_combination(num_models, vote)
     else:
         diagnose = _diagnose_rows
         combine = _combination_of_rows(vote)

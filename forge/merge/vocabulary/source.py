@@ -14,10 +14,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
@@ -30,9 +29,12 @@ from forge.core.errors import IncompatibleError, OutputError
 from forge.merge.vocabulary.types import RowMap, RowOrigin, VocabularyPlan
 from forge.recipes.reference import ModelReference
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 _CHUNK_BYTES: Final = 4 << 20
 
-Bytes = npt.NDArray[np.uint8]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
