@@ -45,8 +45,9 @@ def dataset_files(text: str, *, split: str) -> Iterator[Path]:
                 )
             )  # fmt: skip
 
+        # Fetched while there is a network, so that without one the same call finds the folder.
+        root = fetch(["README.md"])
         if constants.HF_HUB_OFFLINE:
-            root = fetch(["README.md"])
             names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
         else:
             names = HfApi().list_repo_files(

@@ -1,7 +1,7 @@
 """How long a quantization will take, from rates that were measured, before it has begun.
 
 The rates are those of one core of a server processor of 2023 with AVX-512 (see
-``docs/quantization.md``). Another machine is off by a factor, and a busy one by more; the estimate
+``docs/calibration.md``). Another machine is off by a factor, and a busy one by more; the estimate
 tells minutes from hours, and says what it rests on.
 """
 
@@ -21,9 +21,11 @@ _WEIGHTS_PER_CORE_SECOND: Final = {
 }
 """Weights that one core turns into what is written, by format; the rest is copied."""
 _COPIED_BYTES_PER_SECOND: Final = 1.0e9
-_FLOPS_PER_CORE_SECOND: Final = 50e9
-"""Of the model's forward pass at calibration's sizes, in the type of its weights."""
-_SEARCH_FLOPS_PER_WEIGHT: Final = {"sketch": 21_000, "gram": 60_000, "module": 350_000}
+_FORWARD_FLOPS: Final = 60e9
+"""A core's operations a second while blocks run on the calibration set."""
+_WRITING_FLOPS: Final = 35e9
+"""The same while the model writes it, token by token."""
+_SEARCH_FLOPS_PER_WEIGHT: Final = {"sketch": 10_000, "gram": 30_000, "module": 160_000}
 """What the search for scales and clips costs a weight; of ``module``, more with more tokens."""
 _START_SECONDS: Final = 3.0
 
@@ -49,8 +51,10 @@ def expected_seconds(
         rate = _WEIGHTS_PER_CORE_SECOND.get(name, _WEIGHTS_PER_CORE_SECOND["codes"])
         seconds += weights / rate / cores
     if recipe.calibration is not None:
-        flops = 2.0 * weights * recipe.calibration.num_tokens
-        passes = 2 if recipe.calibration.source == "self" else 1
-        flops = flops * passes + weights * _SEARCH_FLOPS_PER_WEIGHT[recipe.search]
-        seconds += flops / _FLOPS_PER_CORE_SECOND / cores
+        num_tokens = recipe.calibration.num_tokens
+        core_seconds = 2.0 * weights * num_tokens / _FORWARD_FLOPS
+        core_seconds += weights * _SEARCH_FLOPS_PER_WEIGHT[recipe.search] / _FORWARD_FLOPS
+        if recipe.calibration.source == "self":
+            core_seconds += 2.0 * plan.num_parameters * num_tokens / _WRITING_FLOPS
+        seconds += core_seconds / cores
     return seconds
