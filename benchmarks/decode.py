@@ -89,7 +89,17 @@ def write_variant(dense: Path, name: str, group_size: int) -> Path:
     out = dense.parent / f"{name}-{group_size}"
     if not (out / "config.json").is_file():
         say(f"quantizing to {name} ...")
-        command = [sys.executable, "-m", "forge", "quantize", str(dense), *words, "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "forge",
+            "quantize",
+            str(dense),
+            *words,
+            "--quiet",
+            "--verify",
+            "off",
+        ]
         done = subprocess.run(
             [*command, "--out", str(out)],
             env=child_environment(), capture_output=True, text=True, check=False,

@@ -130,22 +130,12 @@ def plan(config: str | Path | MergeRecipe, *, out: Path | None = None) -> MergeP
     Raises:
         ForgeError: The merge cannot be done as asked; the message lists every reason.
     """
-    import tempfile
-
-    from forge.merge.plan import build_plan
     from forge.merge.run import prepare
-    from forge.merge.vocabulary.planning import remap
 
     prepared = prepare(_recipe(config), out, weights=False)
-    try:
-        if prepared.vocabulary is None:
-            return build_plan(prepared.recipe, prepared.checkpoints)
-        with tempfile.TemporaryDirectory() as folder:
-            sources = remap(prepared.checkpoints, prepared.vocabulary, Path(folder))
-            return build_plan(prepared.recipe, prepared.checkpoints, sources)
-    finally:
-        for checkpoint in prepared.checkpoints.values():
-            checkpoint.source.close()
+    for checkpoint in prepared.checkpoints.values():
+        checkpoint.source.close()
+    return prepared.plan
 
 
 def merge(

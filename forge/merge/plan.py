@@ -371,7 +371,9 @@ class _Builder:
             for model in merged
         )
         streams = tuple(
-            random_stream(recipe.seed, self._streams[model], place.output) for model in merged
+            random_stream(recipe.seed, self._streams[model], place.output)
+            for model in merged
+            if recipe.method.random
         )
         return MergeJob(
             output=place.output,
@@ -382,7 +384,7 @@ class _Builder:
             method=recipe.merge_method,
             values=values,
             models=models,
-            streams=streams if recipe.method.random else (),
+            streams=streams,
             layer=place.output_layer,
         )
 

@@ -26,7 +26,7 @@ from forge.kernels.cpu import native
 from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, manifest_bytes, merge_manifest
 from forge.merge.outputs import sidecars_of
-from forge.merge.plan import build_plan
+from forge.merge.plan import MergePlan
 from forge.merge.progress import Progress, Silence
 from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
 from forge.merge.workers import Workers, compile_notice
@@ -60,6 +60,7 @@ class Prepared:
     recipe: MergeRecipe
     checkpoints: Mapping[ModelReference, Checkpoint]
     vocabulary: VocabularyPlan | None
+    plan: MergePlan
     notices: tuple[str, ...]
 
 
@@ -91,10 +92,10 @@ def prepare(recipe: MergeRecipe, out: Path | None, *, weights: bool = True) -> P
     except ForgeError:
         vocabulary = None  # The check meets the same error and reports it among all others.
     report = check_merge(recipe, checkpoints, out=out, vocabulary=vocabulary)
-    if report.errors:
+    if report.errors or report.plan is None:
         raise IncompatibleError("\n".join(finding.message for finding in report.errors))
     texts = [finding.message for finding in (*report.warnings, *report.notices)]
-    return Prepared(recipe, checkpoints, vocabulary, (*recipe.notices, *texts))
+    return Prepared(recipe, checkpoints, vocabulary, report.plan, (*recipe.notices, *texts))
 
 
 def run_merge(
@@ -132,7 +133,7 @@ def run_merge(
     num_threads = threads or len(os.sched_getaffinity(0))
     sources = dict(_sources_of(prepared, folder))
     try:
-        plan = build_plan(recipe, prepared.checkpoints, sources)
+        plan = prepared.plan
         fingerprint = _fingerprint(recipe, sources)
         if not overwrite and existing is not None and _is_made_of(existing, prepared, progress):
             progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")

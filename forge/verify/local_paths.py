@@ -1,6 +1,6 @@
 """Find paths of somebody's machine in the files of a checkpoint.
 
-``config.json`` files with ``_name_or_path: /home/somebody/...`` are published every day. Text is
+``config.json`` files with ``_name_or_path: /home/me/model`` are published every day. Text is
 searched for the usual roots of private folders and for this user's own home; in JSON, a value that
 is nothing but an absolute path counts as well. A tokenizer's vocabulary, made of other people's
 text, is not looked at.

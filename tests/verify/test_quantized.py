@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from forge.verify.folder import verify_folder
-from tests.factory import bf16_bits, bf16_values
-from tests.verify.published import edit_manifest
+from tests.factory import bf16_bits, bf16_values, tiny_checkpoint
+from tests.verify.published import edit_manifest, tensors_of
 from tests.verify.quantized_outputs import (
     Tensors,
     check,
@@ -111,8 +111,6 @@ def test_rows_that_were_not_divided_are_found(source: Path, tmp_path: Path) -> N
     """A scale on the columns of down_proj that its feeder's rows do not take back."""
     out = quantize_folded(source, tmp_path, "awq-gemm")
     plain = quantize(source, tmp_path / "plain", "awq-gemm")
-    from tests.verify.published import tensors_of
-
     unfolded = tensors_of(plain / "model.safetensors")
 
     def restore(tensors: Tensors) -> None:
@@ -201,6 +199,28 @@ def test_absmax_of_a_4_bit_model_saved_after_it_ran_is_found(
         assert sum(".absmax' is BF16" in text for text in messages(out, None)) == 14
 
 
+def test_what_bitsandbytes_really_saves_after_it_ran_is_found(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = tiny_checkpoint(tmp_path / "source", hidden=64)
+    out = quantize(source, tmp_path / "out", "bnb-nf4")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        model(torch.ones((1, 8), dtype=torch.long))
+    model.save_pretrained(tmp_path / "saved")
+    shutil.copyfile(tmp_path / "saved" / "model.safetensors", out / "model.safetensors")
+    rehash(out)
+    dtype, shape, _ = tensors_of(out / "model.safetensors")[f"{UP}.weight.absmax"]
+    if (dtype, shape) == ("F32", [128]):
+        pytest.skip("bitsandbytes leaves absmax alone on this CPU")
+    name = f"{UP}.weight.absmax"
+    assert (
+        f"layout: '{name}' is BF16 [1, 128]; bnb-nf4 has F32 [128] for a layer of [128, 64]."
+        in (messages(out, source))
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "with_source"),
     [
@@ -239,8 +259,6 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.2.w2"
 @pytest.mark.parametrize("with_source", [True, False])
 @pytest.mark.parametrize("name", ["awq-gemm", "gptq"])
 def test_a_skipped_expert_is_found(name: str, with_source: bool, tmp_path: Path) -> None:
-    from tests.verify.published import tensors_of
-
     source = make_source(tmp_path / "source", "mixtral")
     out = quantize(source, tmp_path / "out", name)
     assert messages(out, source if with_source else None) == []
@@ -345,9 +363,9 @@ def test_a_config_that_does_not_fit_the_tensors_is_found(
 
 def test_a_path_of_this_machine_is_found(copied: Callable[[str], Path], source: Path) -> None:
     out = copied("awq-gemm")
-    edit_config(out, lambda config, declared: config.update(_name_or_path="/home/ada/model"))
+    edit_config(out, lambda config, declared: config.update(_name_or_path="/home/me/model"))
     assert messages(out, source) == [
-        "tensors: 'config.json' names a path of a machine: /home/ada/model"
+        "tensors: 'config.json' names a path of a machine: /home/me/model"
     ]
 
 

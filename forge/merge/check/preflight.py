@@ -97,6 +97,7 @@ def check_merge(
         needs.memory_bytes,
         needs.free_disk_bytes,
         tuple(_facts(checkpoint) for checkpoint in checkpoints.values()),
+        plan,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from forge.merge.plan import MergePlan
 from forge.recipes.reference import ModelReference
 
 Level = Literal["error", "warning", "notice"]
@@ -87,6 +88,7 @@ class CheckReport:
         memory_bytes: Estimate of the anonymous memory that it will need.
         free_disk_bytes: Free space where the output will be, or ``None`` when that is not known.
         models: Facts about each model, in the recipe's order.
+        plan: What the merge will do, or ``None`` when errors leave that open.
     """
 
     findings: tuple[Finding, ...]
@@ -95,6 +97,7 @@ class CheckReport:
     memory_bytes: int
     free_disk_bytes: int | None
     models: tuple[ModelFacts, ...]
+    plan: MergePlan | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:
