@@ -109,7 +109,8 @@ class ModuleSearch:
         losses = []
         for scale_I in candidates:
             for view, original in zip(views, originals, strict=True):
-                view.copy_(original + scaled_errors(original, scale_I, self._scheme))
+                change = scaled_errors(original, scale_I, self._scheme, float32_scales=True)
+                view.copy_(original + change)
             losses.append(self._loss(path, expected))
         for view, original in zip(views, originals, strict=True):
             view.copy_(original)

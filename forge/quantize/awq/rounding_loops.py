@@ -12,13 +12,16 @@ from forge.kernels.cpu import native
 from forge.quantize.contract import Scheme
 
 
-def scaled_errors(weight_RI: torch.Tensor, scale_I: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def scaled_errors(
+    weight_RI: torch.Tensor, scale_I: torch.Tensor, scheme: Scheme, *, float32_scales: bool = False
+) -> torch.Tensor:
     """Return by how much a weight changes when it is scaled, rounded and scaled back.
 
     Args:
         weight_RI: float32.
         scale_I: float32, positive.
         scheme: Bits and groups.
+        float32_scales: Whether groups' scales are not rounded to float16, as in AutoAWQ's search.
 
     Returns:
         float32 [R, I]: ``round_to_nearest(weight * scale) / scale - weight``.
@@ -26,9 +29,10 @@ def scaled_errors(weight_RI: torch.Tensor, scale_I: torch.Tensor, scheme: Scheme
     errors_RI = torch.empty_like(weight_RI)
     inverse_I = 1.0 / scale_I
     work = torch.empty(scheme.group_size)
-    native.word_kernel("quantized.awq.scaled_errors", 9)(
+    native.word_kernel("quantized.awq.scaled_errors", 10)(
         _address(weight_RI), *weight_RI.shape, scheme.group_size, scheme.num_codes - 1,
         _address(scale_I), _address(inverse_I), _address(errors_RI), _address(work),
+        int(float32_scales),
     )  # fmt: skip
     return errors_RI
 

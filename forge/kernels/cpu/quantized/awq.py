@@ -79,7 +79,9 @@ def _step_of(low, high, last):
     return bits, step, zero
 
 
-def scaled_errors(weights, num_rows, num_inputs, group, last_code, scales, inverses, errors, work):
+def scaled_errors(
+    weights, num_rows, num_inputs, group, last_code, scales, inverses, errors, work, wide
+):
     """Store ``round_to_nearest(weights * scales) * inverses - weights``.
 
     By argument:
@@ -88,6 +90,7 @@ def scaled_errors(weights, num_rows, num_inputs, group, last_code, scales, inver
         inverses: float32 [I].
         errors: float32 [R, I] out.
         work: float32 [g].
+        wide: Whether the groups' scales stay in float32, as in AutoAWQ's search.
     """
     w = carray(pointer(weights), (num_rows, num_inputs), np.float32)
     s = carray(pointer(scales), num_inputs, np.float32)
@@ -101,6 +104,9 @@ def scaled_errors(weights, num_rows, num_inputs, group, last_code, scales, inver
                 x[i] = w[row, start + i] * s[start + i]
             low, high = _range_of(x, group)
             _, step, zero = _step_of(low, high, last)
+            if wide:
+                step = np.float32(max(high - low, _LEAST_RANGE) / last)
+                zero = _clamp(-_round(low / step), _ZERO, last)
             for i in range(group):
                 code = _code(x[i], step, zero, last)
                 value = (code - zero) * step
