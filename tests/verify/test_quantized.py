@@ -201,11 +201,16 @@ def test_absmax_of_a_4_bit_model_saved_after_it_ran_is_found(
 
 def test_what_bitsandbytes_really_saves_after_it_ran_is_found(tmp_path: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     source = tiny_checkpoint(tmp_path / "source", hidden=64)
     out = quantize(source, tmp_path / "out", "bnb-nf4")
-    model = AutoModelForCausalLM.from_pretrained(out)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=config, dtype=torch.bfloat16
+    )
     with torch.no_grad():
         model(torch.ones((1, 8), dtype=torch.long))
     model.save_pretrained(tmp_path / "saved")
