@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Literal
 from forge.core.errors import ForgeError
 
 if TYPE_CHECKING:
+    from forge.checkpoints.progress import Progress
     from forge.core.catalog import Catalog
     from forge.merge.check.preflight import CheckReport
     from forge.merge.plan import MergePlan
-    from forge.merge.progress import Progress
     from forge.merge.run import MergeResult
     from forge.quantize.convert import ConvertResult
     from forge.quantize.plan import QuantizePlan

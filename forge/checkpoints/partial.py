@@ -36,7 +36,7 @@ class TensorRecord:
     Attributes:
         name: Name in the output.
         digest: Hexadecimal XXH3-128 of its bytes.
-        statistics: Whatever the merge measured; plain JSON values.
+        statistics: Whatever was measured; plain JSON values.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Journal:
     """What a journal says.
 
     Attributes:
-        fingerprint: Of the merge that wrote it.
+        fingerprint: Of the run that wrote it.
         layout: Digest of its layout.
         records: Finished tensors by name.
         valid_bytes: Length without a torn last line.
@@ -84,7 +84,7 @@ class PartialLock:
                 owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
                 os.close(descriptor)
                 raise OutputError(
-                    f"'{out}' is being written by another merge"
+                    f"'{out}' is being written by another run"
                     f"{f' (process {owner})' if owner.isdigit() else ''}. "
                     "Wait for it, stop it, or choose another output folder."
                 ) from None
@@ -117,7 +117,7 @@ def _refuse_foreign(folder: Path) -> None:
     )
     if not is_ours:
         raise OutputError(
-            f"'{folder}' is where an unfinished merge is kept, and what is there is not one of "
+            f"'{folder}' is where an unfinished output is kept, and what is there is not one of "
             "forge's. Move it away, or choose another output folder."
         )
 
@@ -169,7 +169,7 @@ def journal_head(fingerprint: str, layout: str) -> bytes:
     """Return a journal's first line.
 
     Args:
-        fingerprint: Of the merge.
+        fingerprint: Of the run.
         layout: Digest of the layout.
 
     Returns:

@@ -82,7 +82,7 @@ class TensorSink:
         out: The folder to make.
         tensors: What it will hold; see ``lay_out``.
         max_shard_bytes: See ``lay_out``.
-        fingerprint: Identifies the merge (recipe, inputs, versions); a partial folder with
+        fingerprint: Identifies the work (recipe, inputs, versions); a partial folder with
             another fingerprint is discarded.
         overwrite: Whether an existing output of forge may be replaced.
 

@@ -24,6 +24,7 @@ from forge.checkpoints.checkpoint import open_checkpoint
 from forge.checkpoints.disk import sync_tree
 from forge.checkpoints.hashing import checksum_of_range, content_digest, record_files
 from forge.checkpoints.header import read_header
+from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.partial import PARTIAL_SUFFIX, PartialLock, discard
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
 from forge.checkpoints.sidecars import model_card
@@ -34,13 +35,12 @@ from forge.core.errors import (
     MissingExtraError,
     OutputError,
 )
-from forge.merge.manifest import manifest_bytes
 from forge.merge.mergekit_recipe import differing_semantics, mergekit_recipe
 from forge.recipes.document import dump_yaml
 from forge.recipes.merge_types import MergeRecipe
 
 if TYPE_CHECKING:
-    from forge.merge.progress import Progress
+    from forge.checkpoints.progress import Progress
     from forge.merge.run import MergeResult
 
 _LOG_LINES: Final = 12
@@ -73,7 +73,7 @@ def run_with_mergekit(
             failed; the message ends with what it said.
         OutputError: The output exists or cannot be written. What existed is untouched.
     """
-    from forge.merge.progress import Silence
+    from forge.checkpoints.progress import Silence
     from forge.merge.run import MergeResult
 
     started = time.monotonic()

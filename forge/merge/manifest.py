@@ -1,25 +1,29 @@
-"""``forge_manifest.json``: what was merged, how, by what, and what every byte hashes to.
-
-It holds no time and no path of the output, so that the same merge gives the same manifest.
-"""
+"""``forge_manifest.json`` of a merge: what was merged, how, by what, and what it all hashes to."""
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.hashing import FileRecord, content_digest
+from forge.checkpoints.hashing import FileRecord
+from forge.checkpoints.manifest import (
+    SCHEMA,
+    input_entry,
+    library_versions,
+    output_entries,
+    tensor_entries,
+)
 from forge.checkpoints.sink import TensorSink
 from forge.kernels.cpu import native
 from forge.merge.plan import MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
+
+PACKAGES: Final = ("numpy", "numba", "llvmlite", "xxhash")
+"""What computes and hashes in a merge."""
 
 
 def merge_manifest(
@@ -42,17 +46,9 @@ def merge_manifest(
         sink: Holds digest and statistics of every tensor.
         files: Records of all output files.
     """
-    tensors = {
-        tensor.name: {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "xxh3_128": sink.done[tensor.name].digest,
-            **sink.done[tensor.name].statistics,
-        }
-        for tensor in sorted(plan.tensors, key=lambda tensor: tensor.name)
-    }
+    tensors, digest = tensor_entries(plan.tensors, sink.done)
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "kind": "merge",
         "forge": __version__,
         "engine": engine_entry(),
@@ -64,53 +60,19 @@ def merge_manifest(
                 "role": "base" if model == recipe.base_model else "model",
                 "revision": checkpoint.revision,
                 "lora_revision": checkpoint.lora_revision,
-                "files": [
-                    {"name": file.name, **inputs[file].as_json()}
-                    for file in checkpoint.source.files()
-                ],
+                "files": [input_entry(inputs[file]) for file in checkpoint.source.files()],
             }
             for model, checkpoint in checkpoints.items()
         ],
         "models": [str(model) for model in plan.models],
         "notices": list(notices),
-        "versions": library_versions(),
-        "content_digest": content_digest(
-            (tensor.name, tensor.dtype, tensor.shape, sink.done[tensor.name].digest)
-            for tensor in plan.tensors
-        ),
+        "versions": library_versions(PACKAGES),
+        "content_digest": digest,
         "tensors": tensors,
-        "files": {name: record.as_json() for name, record in sorted(files.items())},
+        "files": output_entries(files),
     }
 
 
 def engine_entry() -> dict[str, str]:
     """Return what computes, down to the kernels' sources, their compiler and the CPU."""
     return {"name": "forge", "kernels": native.fingerprint()}
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what computes, reads and hashes."""
-    found = {"python": platform.python_version()}
-    for package in ("numpy", "numba", "llvmlite", "xxhash"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def manifest_bytes(manifest: Mapping[str, object]) -> bytes:
-    """Return the manifest as it is stored: two levels indented, one line for each tensor."""
-    lines = []
-    for key, value in manifest.items():
-        if key == "tensors" and isinstance(value, Mapping):
-            rows = ",\n".join(
-                f"    {json.dumps(name)}: {json.dumps(record, ensure_ascii=False)}"
-                for name, record in value.items()
-            )
-            lines.append(f'  "tensors": {{\n{rows}\n  }}')
-        else:
-            text = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  ")
-            lines.append(f"  {json.dumps(key)}: {text}")
-    # A file name need not be UTF-8; its stray bytes are escaped as JSON escapes them.
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode(errors="backslashreplace")

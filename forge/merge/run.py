@@ -19,17 +19,18 @@ from typing import Any
 from forge import __version__
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.hashing import FileRecord, record_files
+from forge.checkpoints.manifest import manifest_bytes
+from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
 from forge.merge.check.preflight import check_merge
-from forge.merge.manifest import engine_entry, manifest_bytes, merge_manifest
+from forge.merge.manifest import engine_entry, merge_manifest
 from forge.merge.outputs import sidecars_of
 from forge.merge.plan import MergePlan
-from forge.merge.progress import Progress, Silence
 from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
-from forge.merge.workers import Workers, compile_notice
+from forge.merge.workers import Workers
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from forge.checkpoints.hashing import FileRecord, new_checksum, record_safetensors
+from forge.checkpoints.progress import Progress
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.dtypes import DTYPES
@@ -26,7 +27,6 @@ from forge.kernels.operands import CHUNK, Operands, Workspace
 from forge.kernels.pages import populate
 from forge.merge.contract import MethodCall, TensorStatistics
 from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
-from forge.merge.progress import Progress
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
@@ -214,21 +214,6 @@ def _refuse_nonfinite(job: MergeJob, statistics: TensorStatistics) -> None:
             "inputs are finite: the result overflows. Write bfloat16 or float32 ('out_dtype'), or "
             "lower the weights."
         )
-
-
-def compile_notice(progress: Progress) -> Callable[[str], None]:
-    """Return what tells the user, once, why the first run of a method waits."""
-    told = threading.Event()
-
-    def announce(kernel: str) -> None:
-        log.debug("compiling %s", kernel)
-        if not told.is_set():
-            told.set()
-            progress.notice(
-                "Compiling kernels for this machine; this happens once and takes a few seconds."
-            )
-
-    return announce
 
 
 def _method(name: str) -> Any:

@@ -31,7 +31,7 @@ from forge.verify.sidecars import (
 )
 
 if TYPE_CHECKING:
-    from forge.merge.progress import Progress
+    from forge.checkpoints.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

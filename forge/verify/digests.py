@@ -15,7 +15,7 @@ from forge.checkpoints.hashing import Algorithm, new_checksum, tree_of
 from forge.checkpoints.header import TensorInfo
 
 if TYPE_CHECKING:
-    from forge.merge.progress import Progress
+    from forge.checkpoints.progress import Progress
 
 _BLOCK_BYTES: Final = 1 << 20
 

@@ -35,7 +35,7 @@ from forge.verify.schema import Account, QuantizedLinear
 from forge.verify.stored import NUMPY, Floats, Layout, Stored
 
 if TYPE_CHECKING:
-    from forge.merge.progress import Progress
+    from forge.checkpoints.progress import Progress
 
 _PIECE: Final = 1 << 21
 """Elements compared at once."""

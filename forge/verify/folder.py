@@ -32,7 +32,7 @@ from forge.verify.manifest import (
 )
 
 if TYPE_CHECKING:
-    from forge.merge.progress import Progress
+    from forge.checkpoints.progress import Progress
 
 Kind = Literal["missing", "extra", "size", "hash", "tensor", "structure", "manifest"]
 

@@ -288,7 +288,7 @@ def test_kills_at_random_moments_never_change_a_byte(
 def test_two_processes_cannot_write_one_output(
     tmp_path: Path, slow_process: subprocess.Popen[str]
 ) -> None:
-    with pytest.raises(OutputError, match=rf"another merge \(process {slow_process.pid}\)"):
+    with pytest.raises(OutputError, match=rf"another run \(process {slow_process.pid}\)"):
         _sink(tmp_path / "out")
     assert slow_process.wait(timeout=30) == 0
     _assert_right(tmp_path / "out")
@@ -296,7 +296,7 @@ def test_two_processes_cannot_write_one_output(
 
 def test_two_sinks_in_one_process_cannot_either(tmp_path: Path) -> None:
     with _sink(tmp_path / "out") as sink:
-        with pytest.raises(OutputError, match="another merge"):
+        with pytest.raises(OutputError, match="another run"):
             _sink(tmp_path / "out")
         write_all(sink)
         sink.commit({}, _manifest)

@@ -317,7 +317,7 @@ def test_two_merges_into_one_folder(large: Path) -> None:
         second = forge("merge", "recipe.yaml", "--out", out, cwd=large)
         other_recipe = forge("merge", "recipe.yaml", "--out", out, "--seed", "5", cwd=large)
         for outcome in (second, other_recipe):
-            _assert_refused(outcome, "being written by another merge", str(first.pid), "contested")
+            _assert_refused(outcome, "being written by another run", str(first.pid), "contested")
         assert tree(large) == before
         assert num_finished(out) == held
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from forge.merge.manifest import manifest_bytes
+from forge.checkpoints.manifest import manifest_bytes
 
 
 def test_a_file_name_that_is_no_utf8_is_escaped() -> None:
