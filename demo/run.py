@@ -42,6 +42,8 @@ Now with your own models:
     forge merge my_merge.yaml --out my_model         the merge
     forge inspect my_model                           what changed, tensor by tensor
     forge verify my_model                            every byte is what its manifest says
+    forge quantize my_model --method awq             a fraction of the size, proved at once
+    forge generate quantized/my_model-awq-gemm "What is a fever?"
 
 The published 7B recipes are in merge_configs/ and quant_configs/, such as biomistral_dare.yaml
 and biomistral_awq_gemm.yaml.

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from forge.architectures.blocks import is_kept
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.hashing import record_files
+from forge.checkpoints.manifest import input_entry
 from forge.checkpoints.source import TensorSource
 from forge.verify.error_bounds import check_layers, measure
 from forge.verify.findings import CheckResult, Finding, ModuleError
@@ -156,20 +158,20 @@ def _path_faults(root: Path) -> list[Finding]:
 
 
 def _source_faults(case: Case) -> list[Finding]:
-    """Compare the source's files with those that the manifest names; hashes are not needed."""
+    """Compare the source's files with those that the manifest names."""
     if case.source is None:
         return []
     stated = {
-        entry.get("name"): entry.get("bytes")
+        str(entry.get("name")): entry
         for item in case.manifest.items("inputs")
         if isinstance(item, Mapping) and isinstance(item.get("files"), list)
         for entry in item["files"]
         if isinstance(entry, Mapping)
     }
-    found: dict[object, object] = {
-        path.name: path.stat().st_size for path in case.source.source.files()
-    }
-    if not stated or stated == found:
+    if not stated:
+        return []
+    found = {row.name: input_entry(row) for row in record_files(case.source.source.files())}
+    if stated == found:
         return []
     text = (
         f"'{case.source.reference}' is not what this was made from: the manifest names "
@@ -178,8 +180,11 @@ def _source_faults(case: Case) -> list[Finding]:
     return [Finding("tensors", str(case.source.reference), text)]
 
 
-def _files(sizes: Mapping[object, object]) -> str:
-    shown = [f"{name} of {size} bytes" for name, size in sizes.items()]
+def _files(entries: Mapping[str, Mapping[str, object]]) -> str:
+    shown = [
+        f"{name} of {entry.get('bytes')} bytes and {entry.get('algorithm')} {entry.get('digest')}"
+        for name, entry in sorted(entries.items())
+    ]
     return ", ".join(shown[:2]) + (", ..." if len(shown) > 2 else "")
 
 

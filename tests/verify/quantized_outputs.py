@@ -15,6 +15,8 @@ from forge.architectures.block_table import BLOCKS
 from forge.architectures.blocks import linear_groups
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.checkpoints.hashing import record_files
+from forge.checkpoints.manifest import input_entry
 from forge.quantize.run import run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
@@ -126,7 +128,7 @@ def quantize_folded(source: Path, work: Path, format_name: str, **options: int) 
         assert isinstance(recipe, dict)
         assert isinstance(inputs, list)
         recipe["method"] = "awq"
-        inputs[0]["files"][0]["bytes"] = (source / WEIGHTS).stat().st_size
+        inputs[0]["files"] = [input_entry(row) for row in record_files([source / WEIGHTS])]
 
     edit_manifest(out, edit)
     return out

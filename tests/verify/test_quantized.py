@@ -387,6 +387,18 @@ def test_another_source_is_refused(made: Callable[[str], Path], tmp_path: Path) 
     assert "is not what this was made from" in found[0]
 
 
+def test_a_source_that_changed_since_is_refused(
+    made: Callable[[str], Path], source: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "source"
+    shutil.copytree(source, changed)
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    found = messages(made("awq-gemm"), changed)
+    assert "is not what this was made from: the manifest names model.safetensors" in found[0]
+
+
 def test_the_report_is_json_without_a_path(
     made: Callable[[str], Path], source: Path, tmp_path: Path
 ) -> None:
