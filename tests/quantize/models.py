@@ -38,7 +38,7 @@ def llama_config(
         "num_key_value_heads": 2, "head_dim": hidden // 4, "vocab_size": 40,
         "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": tie,
         "bos_token_id": 1, "eos_token_id": 2, "dtype": TORCH_NAMES[dtype],
-        "_name_or_path": "/home/somebody/llama",
+        "_name_or_path": "/home/me/llama",
     }  # fmt: skip
 
 
