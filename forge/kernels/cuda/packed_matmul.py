@@ -140,7 +140,8 @@ def _kernels() -> Any:
         from forge.kernels.cuda import packed_kernels
     except ImportError as error:
         raise MissingExtraError(
-            "Running packed weights on a GPU needs Triton. Install it with pip install triton."
+            "Running packed weights on a GPU needs Triton. "
+            "Install it with pip install 'forge[triton]'."
         ) from error
     assert packed_kernels.LANES_A_BLOCK == LANES
     return packed_kernels
