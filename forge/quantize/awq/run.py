@@ -29,7 +29,7 @@ from forge.quantize.awq.settings import AwqSettings
 from forge.quantize.awq.skeleton import Call, Skeleton
 from forge.quantize.awq.states import HiddenStates
 from forge.quantize.awq.statistics import Wanted, signs_of
-from forge.quantize.awq.workers import Workers, torch_on_one_thread
+from forge.quantize.awq.workers import Workers, give_freed_tensors_back, torch_on_one_thread
 from forge.quantize.contract import BlockResult, Scheme
 
 _PROOF_TOKENS: Final = 128
@@ -141,6 +141,7 @@ class _Run:
         self, plans: tuple[BlockPlan, ...], finished: Callable[[int], bool]
     ) -> Iterator[BlockResult]:
         """Yield the blocks that were not finished."""
+        give_freed_tensors_back()
         workers = Workers(self._settings.threads)
         try:
             with torch_on_one_thread():

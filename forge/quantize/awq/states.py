@@ -20,7 +20,7 @@ import torch
 
 from forge.core.errors import OutputError
 
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 """Tokens that go through a block at once: enough to keep a product busy, few enough that the
 activations of a wide MLP stay small."""
 

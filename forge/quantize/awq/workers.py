@@ -7,14 +7,19 @@ sums are made in the order of the pieces.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
+
+_MMAP_THRESHOLD: Final = -3
+_TRIM_THRESHOLD: Final = -1
+_LARGE_BYTES: Final = 1 << 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +63,18 @@ class Workers:
     def close(self) -> None:
         """Let the threads end."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def give_freed_tensors_back() -> None:
+    """Let glibc return every freed tensor of a megabyte or more to the system at once.
+
+    It learns by itself to keep what is freed and allocated again, up to 32 MB apiece in each
+    thread's arena: nearly half of what AWQ would need. Other C libraries do not know the call.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 @contextmanager
