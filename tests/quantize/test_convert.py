@@ -172,7 +172,7 @@ def test_a_second_run_resumes_and_a_third_has_nothing_to_do(
     def fail_at_tenth(self: TensorSink, name: str, **rest: object) -> None:
         nonlocal count
         count += 1
-        if count == 10:
+        if count >= 10:  # those that wait in the pool as well
             raise KeyboardInterrupt
         finish(self, name, **rest)  # type: ignore[arg-type]
 
