@@ -34,7 +34,7 @@ from forge.quantize.awq.plan import planned_changes
 from forge.quantize.calibration.tokenizer import check_tokenizer
 from forge.quantize.catalog import format_row, load_format
 from forge.quantize.contract import Scheme
-from forge.quantize.plan import QuantizePlan, build_plan
+from forge.quantize.plan import QuantizePlan, build_plan, output_folders
 from forge.recipes.quantize_types import CalibrationRecipe, QuantizeRecipe
 
 _MOST_EXAMPLES: Final = 3
@@ -58,9 +58,10 @@ def check_recipe(
     """
     if recipe.model is None:
         raise RecipeError([Problem("No model is named. Write forge quantize MODEL.", recipe.file)])
-    if out is not None and not (out / MANIFEST_FILE).exists():
-        # Of an output of forge, the runner tells whether it is the one that is asked for.
-        check_replaceable(out, overwrite=overwrite)
+    for folder in () if out is None else output_folders(recipe, out):
+        if not (folder / MANIFEST_FILE).exists():
+            # Of an output of forge, the runner tells whether it is the one that is asked for.
+            check_replaceable(folder, overwrite=overwrite)
     checkpoint = open_checkpoint(recipe.model, weights=False)
     try:
         return check_quantize(recipe, checkpoint, out=out)

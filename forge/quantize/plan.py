@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forge.architectures.blocks import Linear, is_kept, quantizable_linears
@@ -22,7 +23,7 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import PlannedTensor
 from forge.checkpoints.quantized import quantization_of
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
-from forge.core.errors import IncompatibleError
+from forge.core.errors import IncompatibleError, OutputError
 from forge.quantize.contract import Part
 from forge.quantize.layouts import Layout
 from forge.quantize.raw_weight import KINDS
@@ -169,6 +170,30 @@ class QuantizePlan:
                 for output in self.outputs
             ],
         }
+
+
+def output_folders(recipe: QuantizeRecipe, out: Path) -> tuple[Path, ...]:
+    """Return where each variant goes: the folder itself, or of several one in it for each.
+
+    Args:
+        recipe: What to make.
+        out: The folder that the user names.
+
+    Returns:
+        One folder for each variant.
+
+    Raises:
+        OutputError: The folder is a link that leads nowhere.
+    """
+    try:
+        out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise OutputError(
+            f"'{out}' is a link that leads nowhere. Choose another output."
+        ) from error
+    if len(recipe.variants) == 1:
+        return (out,)
+    return tuple(out / variant.format for variant in recipe.variants)
 
 
 def build_plan(

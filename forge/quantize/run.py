@@ -29,13 +29,13 @@ from forge.checkpoints.hashing import FileRecord, record_files
 from forge.checkpoints.manifest import input_entry, manifest_bytes
 from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
-from forge.core.errors import OutputError, Problem, RecipeError
+from forge.core.errors import Problem, RecipeError
 from forge.kernels.cpu import native
 from forge.quantize.catalog import method_row
 from forge.quantize.check import check_quantize
 from forge.quantize.manifest import KIND, engine_entry, quantize_manifest
 from forge.quantize.outputs import public_recipe, sidecars_of
-from forge.quantize.plan import PlannedOutput, QuantizePlan, build_plan
+from forge.quantize.plan import PlannedOutput, QuantizePlan, build_plan, output_folders
 from forge.quantize.workers import Workers, run_all
 from forge.quantize.writing import OutputWriter
 from forge.recipes.quantize_types import QuantizeRecipe
@@ -135,7 +135,7 @@ def run_quantize(
     started = time.monotonic()
     progress = progress or Silence()
     progress.stage("checking")
-    folders = _folders(recipe, out)
+    folders = output_folders(recipe, out)
     if overwrite:
         # Before a model is opened, because opening may mean to download it.
         for folder in folders:
@@ -164,7 +164,7 @@ class _Run:
     ) -> None:
         self._recipe = recipe
         self._checkpoint = checkpoint
-        self._folders = _folders(recipe, out)
+        self._folders = output_folders(recipe, out)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._progress = progress
         self._overwrite = overwrite
@@ -379,15 +379,3 @@ def _open(recipe: QuantizeRecipe, *, weights: bool) -> Checkpoint:
     if recipe.model is None:
         raise RecipeError([Problem("names no model. Give one: forge quantize MODEL ...")])
     return open_checkpoint(recipe.model, weights=weights)
-
-
-def _folders(recipe: QuantizeRecipe, out: Path) -> tuple[Path, ...]:
-    try:
-        out.resolve()
-    except (OSError, RuntimeError) as error:
-        raise OutputError(
-            f"'{out}' is a link that leads nowhere. Choose another output."
-        ) from error
-    if len(recipe.variants) == 1:
-        return (out,)
-    return tuple(out / variant.format for variant in recipe.variants)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from forge import api
+from forge.checkpoints.sink import TensorSink
 from forge.cli.app import run
 from forge.cli.quantize import default_name
 from forge.cli.quantize_progress import WithMemory, own_memory_bytes
@@ -247,3 +248,32 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_same_command_resumes_several_variants(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["quantize", "--config", "both.yaml", "--verify", "off", "--threads", "1", "--out"]
+    assert run([*command, "whole"]) == 0
+    finish = TensorSink.finish
+    finished = 0
+
+    def stop(self: TensorSink, name: str, **rest: object) -> None:
+        nonlocal finished
+        if finished >= 9:
+            raise KeyboardInterrupt
+        finish(self, name, **rest)  # type: ignore[arg-type]
+        finished += 1
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorSink, "finish", stop)
+        assert run([*command, "cut"]) == 130
+    assert {path.suffix for path in (place / "cut").iterdir()} == {".forge-partial"}
+    assert run([*command, "cut"]) == 0
+    assert files(place / "cut") == files(place / "whole")
+    for name in files(place / "whole"):
+        if (place / "whole" / name).is_file():
+            assert (place / "cut" / name).read_bytes() == (place / "whole" / name).read_bytes()
+    capsys.readouterr()
+    assert run([*command, "cut"]) == 0
+    assert "already holds exactly this" in capsys.readouterr().err
