@@ -109,15 +109,13 @@ def record_safetensors(
     """
     known = known or {}
     header = read_header(path)
-    with path.open("rb") as file:
-        head = file.read(header.data_start)
     digests = [
         known[tensor.name]
         if tensor.name in known
         else checksum_of_range(path, tensor.offset, tensor.nbytes)
         for tensor in header.tensors.values()
     ]
-    digest = tree_digest(head, digests)
+    digest = tree_of(checksum_of_range(path, 0, header.data_start), digests)
     return FileRecord(name or path.name, header.file_bytes, "xxh3_128_tree", digest)
 
 

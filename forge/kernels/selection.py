@@ -1,7 +1,9 @@
-"""Order statistics of magnitudes, found by histograms: the driver of ``cpu/selection.py``.
+"""Order statistics of magnitudes, found in a window or by histograms; see ``cpu/selection.py``.
 
 A *bound* describes the first k elements of a tensor in the order "greater magnitude first, then
-lower index". It costs two passes over the input for float32 and four for float64.
+lower index". A sample tells between which magnitudes its border lies, and one pass over the input
+finds it there. Where the sample misleads, histograms find it in two passes for float32 and four
+for float64. Tensors too small for a sample go to the histograms at once, or are sorted.
 """
 
 from __future__ import annotations
