@@ -77,9 +77,15 @@ class Inspection:
         return sum(len(layer.tensors) for layer in self.layers)
 
     @property
-    def num_parameters(self) -> int:
-        """Elements of all tensors."""
+    def num_elements(self) -> int:
+        """Elements of all tensors; of packed weights, words."""
         return sum(layer.num_parameters for layer in self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, which packed tensors have fewer elements than."""
+        stated = None if self.manifest is None else self.manifest.content.get("num_parameters")
+        return stated if isinstance(stated, int) else self.num_elements
 
     @property
     def num_bytes(self) -> int:
@@ -107,7 +113,7 @@ class Inspection:
         }
         if self.manifest is not None:
             hidden = ("tensors", "files", "schema", "notices", "kind")
-            record["merge"] = {
+            record[self.manifest.kind] = {
                 **{key: self.manifest.content[key] for key in self.manifest.content
                    if key not in hidden},
                 "statistics": [row.as_json() for row in self.statistics],

@@ -70,6 +70,11 @@ class Manifest:
     models: tuple[str, ...]
     content_digest: str
 
+    @property
+    def kind(self) -> str:
+        """What made the checkpoint: ``merge``, ``quantize`` or ``convert``."""
+        return str(self.content.get("kind", "merge"))
+
     def table(self, key: str) -> Mapping[str, object]:
         """Return an object of the manifest, empty when it is absent."""
         value = self.content.get(key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from forge import api
 from forge.cli.app import run
 from tests.factory import tiny_checkpoint
 from tests.verify.quantized_outputs import edit_array, quantize, rewrite
@@ -53,6 +54,28 @@ def test_the_report_as_json(place: Path, capsys: Capture) -> None:
     assert record["quantized"]["format"] == "awq-gemm"
     assert [check["state"] for check in record["quantized"]["checks"]][:3] == ["passed"] * 3
     assert len(record["quantized"]["worst_layers"]) == 5
+
+
+def test_an_inspection_says_how_it_was_quantized(place: Path, capsys: Capture) -> None:
+    shape = api.plan_quantize(
+        api.load_quantize_recipe(options={"model": "source", "method": "bnb", "type": ["nf4"]})
+    )
+    api.quantize(
+        api.load_quantize_recipe(options={"model": "source", "method": "bnb", "type": ["nf4"]}),
+        place / "nf4", verification="quick",
+    )  # fmt: skip
+    assert run(["inspect", "nf4"]) == 0
+    text = capsys.readouterr().out
+    assert "Quantized by bnb to bnb-nf4, forge" in text
+    assert f"layers      {len(shape.linears)} linear layers" in text
+    assert "error       skipped" not in text
+    assert "layout      passed" in text
+    assert "load        skipped: left out by --quick" in text
+    assert "Merged by" not in text
+    assert run(["inspect", "nf4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["quantize"]["variant"]["format"] == "bnb-nf4"
+    assert record["num_parameters"] == shape.num_parameters
 
 
 def test_a_source_that_is_not_there_exits_with_2(place: Path, capsys: Capture) -> None:
