@@ -437,8 +437,8 @@ def _proved(
 ) -> QuantizeResult:
     """Verify what a quantization made, as its last step."""
     from forge.checkpoints.checkpoint import open_checkpoint
+    from forge.checkpoints.manifest_reader import read_manifest
     from forge.core.errors import VerificationError
-    from forge.verify.manifest import read_manifest
     from forge.verify.quantized import DEFAULT_TOKENS
     from forge.verify.verification import verify_made
 

@@ -35,10 +35,17 @@ _VERBS: Final = {
     "quantize": "Quantize a checkpoint, to one or several formats.",
     "convert": "Change the layout of a quantized checkpoint, without loss.",
     "generate": "Let a checkpoint write text, here and now.",
+    "profile": "Measure memory and speed, each model in processes of its own.",
+    "eval": "Answer a suite's questions, and score the answers.",
+    "divergence": "Say how far a variant's predictions are from its source's.",
+    "report": "Compare what was measured, and write the page to decide from.",
+    "lint": "Say what is wrong in the tables of a model card.",
+    "results": "Show or export what was measured.",
     "inspect": "Show what a checkpoint is and how it was merged.",
     "verify": "Check every byte of a checkpoint against its manifest.",
     "diff": "Say how two checkpoints differ, layer by layer.",
 }
+_MODULES: Final = {"eval": "evaluate"}
 _USAGE_EXIT: Final = 2
 _DEFECT_EXIT: Final = 70
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
@@ -63,7 +70,9 @@ class LazyGroup(click.Group):
         """Return a verb's command, importing its module, or ``None``."""
         if cmd_name not in _VERBS:
             return None
-        command = importlib.import_module(f"forge.cli.{cmd_name}").command
+        # 'eval' is a word of Python's own, so its module is called otherwise.
+        module = _MODULES.get(cmd_name, cmd_name)
+        command = importlib.import_module(f"forge.cli.{module}").command
         assert isinstance(command, click.Command)
         return command
 

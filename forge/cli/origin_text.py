@@ -9,7 +9,7 @@ from forge.cli.tables import count_text, plural, size_text, table
 from forge.merge.catalog import METHODS
 
 if TYPE_CHECKING:
-    from forge.verify.manifest import Manifest
+    from forge.checkpoints.manifest_reader import Manifest
 
 
 def origin_text(manifest: Manifest, width: int | None) -> list[str]:

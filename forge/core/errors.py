@@ -7,6 +7,8 @@
     ├── NonFiniteError           a NaN or Inf in an input or in a result
     ├── OutputError              the output exists, is locked, is read-only, or the disk is full
     ├── MissingExtraError        an optional package is not installed
+    ├── ResultsError             a results file is missing, foreign, damaged or of another version
+    ├── EvaluationError          a suite, its data or a model behind an API is not as it should be
     └── VerificationError        exit code 1: a file is not what its manifest says
 
 An error says what is wrong, where, and what to do next. The CLI prints it without
@@ -73,6 +75,14 @@ class OutputError(ForgeError):
 
 class MissingExtraError(ForgeError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class ResultsError(ForgeError):
+    """A results file is missing, is no results file, is damaged, or has another schema."""
+
+
+class EvaluationError(ForgeError):
+    """A suite, its data, or a model behind an API is not as it should be."""
 
 
 class VerificationError(ForgeError):

@@ -20,16 +20,16 @@ from forge.checkpoints.checkpoint import read_config
 from forge.checkpoints.folder import contained_file
 from forge.checkpoints.hashing import content_digest
 from forge.checkpoints.header import TensorInfo, read_header
-from forge.checkpoints.replace import MANIFEST_FILE
-from forge.checkpoints.source import open_safetensors
-from forge.core.errors import CheckpointError, ForgeError
-from forge.verify.digests import digest_file
-from forge.verify.manifest import (
+from forge.checkpoints.manifest_reader import (
     FileClaim,
     Manifest,
     TensorClaim,
     read_manifest,
 )
+from forge.checkpoints.replace import MANIFEST_FILE
+from forge.checkpoints.source import open_safetensors
+from forge.core.errors import CheckpointError, ForgeError
+from forge.verify.digests import digest_file
 
 if TYPE_CHECKING:
     from forge.checkpoints.progress import Progress

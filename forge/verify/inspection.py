@@ -11,10 +11,10 @@ from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import read_config
 from forge.checkpoints.header import TensorInfo
+from forge.checkpoints.manifest_reader import Manifest, read_manifest
 from forge.checkpoints.source import open_safetensors
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.merge.diagnose import LayerRow, Place, layer_rows, place_of, read_record
-from forge.verify.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

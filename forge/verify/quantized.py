@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint, read_config
+from forge.checkpoints.manifest_reader import Manifest
 from forge.checkpoints.source import open_safetensors
 from forge.verify.findings import CheckResult, Finding, ModuleError
 from forge.verify.layouts import layout_of
-from forge.verify.manifest import Manifest
 from forge.verify.running_checks import check_running
 from forge.verify.static_checks import Case, check_statically
 

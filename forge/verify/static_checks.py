@@ -17,12 +17,12 @@ from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.hashing import record_files
 from forge.checkpoints.manifest import input_entry
+from forge.checkpoints.manifest_reader import Manifest
 from forge.checkpoints.source import TensorSource
 from forge.verify.error_bounds import check_layers, measure
 from forge.verify.findings import CheckResult, Finding, ModuleError
 from forge.verify.layouts import kept_modules
 from forge.verify.local_paths import local_paths
-from forge.verify.manifest import Manifest
 from forge.verify.schema import Account, account_against, account_alone
 from forge.verify.stored import Layout
 

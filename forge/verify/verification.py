@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.checkpoint import Checkpoint, read_config
 from forge.checkpoints.manifest import manifest_bytes
+from forge.checkpoints.manifest_reader import Manifest, read_manifest
 from forge.checkpoints.replace import MANIFEST_FILE
 from forge.core.errors import OutputError
 from forge.verify.folder import Difference, VerifyReport, verify_folder
-from forge.verify.manifest import Manifest, read_manifest
 from forge.verify.quantized import DEFAULT_TOKENS, QuantizedReport, verify_quantized
 
 if TYPE_CHECKING:

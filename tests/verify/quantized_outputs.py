@@ -17,10 +17,10 @@ from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.checkpoints.hashing import record_files
 from forge.checkpoints.manifest import input_entry
+from forge.checkpoints.manifest_reader import read_manifest
 from forge.quantize.run import run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
-from forge.verify.manifest import read_manifest
 from forge.verify.quantized import QuantizedReport, verify_quantized
 from tests.architectures.tiny_models import save_tiny
 from tests.factory import write_safetensors, write_tokenizer

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from forge.checkpoints.manifest_reader import read_manifest
 from forge.core.errors import CheckpointError, MissingExtraError
 from forge.recipes.reference import ModelReference
 from forge.verify import running_checks
 from forge.verify.fresh_load import Answer, Loaded, Request, answer, load_in_fresh_process
-from forge.verify.manifest import read_manifest
 from forge.verify.quantized import QuantizedReport, verify_quantized
 from forge.verify.verification import verify, verify_made
 from tests.factory import tiny_checkpoint

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from forge.checkpoints.hashing import content_digest
+from forge.checkpoints.manifest_reader import read_manifest
 from forge.core.errors import CheckpointError
-from forge.verify.manifest import read_manifest
 from tests.verify.published import MANIFEST, edit_manifest, publish
 
 CLAIM = {"bytes": 1, "sha256": "0" * 64}

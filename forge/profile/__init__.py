@@ -1,0 +1,1 @@
+"""Memory and speed of a model, measured in processes of their own."""

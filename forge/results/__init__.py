@@ -1,0 +1,1 @@
+"""Everything that was measured, in one SQLite file. Standard library only."""

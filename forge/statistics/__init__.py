@@ -1,0 +1,1 @@
+"""Paired comparison, bootstrap intervals and corrections for many tests. numpy only."""
