@@ -24,6 +24,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, OutputError
 from forge.runtime.experts import EXPERT_LINEARS, QuantizedExperts
 from forge.runtime.linear import QuantizedLinear
@@ -72,7 +73,7 @@ def _build(
     packing = _Packing(stored.layers) if stored.layers else None
     if packing is not None and _NAME not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(_NAME)(_PackedQuantizer)
-    with _quiet_report(), _opened(checkpoint, stored.plain) as tensors:
+    with quiet_loading(), _opened(checkpoint, stored.plain) as tensors:
         model, report = _model_class(checkpoint, config).from_pretrained(
             None,
             config=config,
@@ -118,15 +119,26 @@ def _opened(checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[dict[str
     """Map the plain tensors; those that are not converted stay mapped as long as they are used."""
     wanted = set(names)
     tensors: dict[str, torch.Tensor] = {}
+    if checkpoint.reference.lora is not None:
+        # The files hold the base and the adapter; only the source computes their sum.
+        yield {name: _computed(checkpoint, name) for name in names}
+        return
     for file in checkpoint.source.files():
         with safe_open(file, framework="pt") as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name in wanted}  # noqa: SIM118
     yield tensors
 
 
+def _computed(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    info = checkpoint.source.info(name)
+    dtype = getattr(torch, DTYPES[info.dtype].torch_name)
+    data = bytearray(checkpoint.source.read(name))
+    return torch.frombuffer(data, dtype=dtype).view(info.shape)
+
+
 @contextmanager
-def _quiet_report() -> Iterator[None]:
-    """Keep transformers from printing what ``_check_report`` says, and its progress bar."""
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers from printing its report and progress bar; the caller reads the report."""
     level = transformers.logging.get_verbosity()
     was_shown = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
