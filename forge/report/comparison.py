@@ -219,7 +219,7 @@ class Profile:
         model: Its label.
         baseline: What the ratios are against, measured in turns with it; or ``None``.
         device: Such as ``cpu``.
-        dtype: Type of the arithmetic.
+        dtype: Type of the arithmetic; ``None`` for the one that each checkpoint gets.
         threads: Or ``None``.
         batch: Sequences at once.
         prompt_tokens: Of each sequence.
@@ -235,7 +235,7 @@ class Profile:
         decode_tokens_per_s: Likewise.
         prefill_ratio: Against the baseline, or ``None``.
         decode_ratio: Likewise.
-        energy_j_per_token: Energy of a round for each decoded token, or ``None``.
+        energy_j_per_token: Energy of a round, prompt included, for each decoded token, or ``None``.
         memory: Bytes by name, ``None`` where the device does not say: ``weights_on_disk``,
             ``weights_in_memory``, ``peak_allocated``, ``peak_reserved``, ``driver``,
             ``peak_resident``, ``kv_per_token``.
@@ -248,7 +248,7 @@ class Profile:
     model: str
     baseline: str | None
     device: str
-    dtype: str
+    dtype: str | None
     threads: int | None
     batch: int
     prompt_tokens: int
@@ -449,7 +449,7 @@ class FlippedItem:
         task: Name.
         item_id: Its name there.
         seed: Which examples stood before it.
-        question: As it was put; long ones are cut, and end in ``…``.
+        question: As it was put; of a long one the end, behind ``…``.
         options: Texts.
         gold: Index of the right option.
         baseline_answer: Index, or ``None`` if missing.
