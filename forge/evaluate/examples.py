@@ -2,18 +2,21 @@
 
 A set of examples is identified by a seed. Where the suite publishes it, those items it is, whatever
 data there is. Else it is drawn from the task's pool: the items with the smallest digests of seed,
-task and content, so that the order of the pool's files means nothing. Where the pool is not at hand
-either, it is drawn in the same way from the questions themselves. All items of all sets of the
-suite are then kept out of the evaluation, so that each seed is evaluated on the same items, and
-none on an example.
+task and content, so that the order of the pool's files means nothing. No label is drawn a second
+time before each was drawn once, because a model that is shown three times yes says yes, and no two
+seeds show the same items where the pool has others. Where the pool is not at hand either, a set is
+drawn in the same way from the questions themselves.
+
+All items of all sets of the suite are kept out of the evaluation, so that each seed is evaluated on
+the same items, and none on an example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from forge.core.errors import EvaluationError
 from forge.evaluate.rows import Row, read_rows, refuse
@@ -24,6 +27,8 @@ from forge.results.records import digest_of
 
 Origin = Literal["none", "published", "pool", "held out"]
 """Where examples come from."""
+_ATTEMPTS: Final = 16
+"""Draws for a seed, of which the first is taken that shows other items than seeds before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +86,36 @@ def _drawn(
         raise EvaluationError(
             f"Task '{task.name}' needs {task.shots} examples, but {where} has {len(distinct)}."
         )
-    return {
-        seed: tuple(
-            distinct[content]
-            for content in sorted(
-                distinct, key=lambda content: digest_of("example", seed, task.name, content)
-            )[: task.shots]
-        )
-        for seed in task.seeds
-    }
+    sets: dict[int, tuple[TaskItem, ...]] = {}
+    for seed in task.seeds:
+        before = [_contents(held) for held in sets.values()]
+        # The pool of MMLU has five items: without this, two seeds soon show the same three.
+        tries = (_draw(task, distinct, (seed, attempt)) for attempt in range(_ATTEMPTS))
+        fresh = next((held for held in tries if _contents(held) not in before), None)
+        sets[seed] = fresh or _draw(task, distinct, (seed, 0))
+    return sets
+
+
+def _draw(
+    task: TaskSpec, distinct: Mapping[str, TaskItem], key: tuple[int, int]
+) -> tuple[TaskItem, ...]:
+    """Draw one set: in the order of digests, but no label twice before each was there once."""
+    left = sorted(distinct, key=lambda content: digest_of("example", *key, task.name, content))
+    taken: list[TaskItem] = []
+    labels: set[str] = set()
+    while len(taken) < task.shots:
+        chosen = next((c for c in left if distinct[c].record.label not in labels), None)
+        if chosen is None:
+            labels.clear()
+            continue
+        left.remove(chosen)
+        taken.append(distinct[chosen])
+        labels.add(distinct[chosen].record.label)
+    return tuple(taken)
+
+
+def _contents(held: Sequence[TaskItem]) -> frozenset[str]:
+    return frozenset(item.content for item in held)
 
 
 def _published(task: TaskSpec) -> dict[int, tuple[TaskItem, ...]]:
@@ -100,7 +126,7 @@ def _published(task: TaskSpec) -> dict[int, tuple[TaskItem, ...]]:
     by_seed: dict[int, list[Row]] = {seed: [] for seed in task.seeds}
     for row in read_rows(path):
         seed = row.values.get("seed")
-        if row.values.get("task") == task.name and isinstance(seed, int) and seed in by_seed:
+        if row.values.get("task") == task.examples_of and isinstance(seed, int) and seed in by_seed:
             by_seed[seed].append(row)
     if not any(by_seed.values()):
         return {}

@@ -55,7 +55,8 @@ def render(
 
 def question_text(form: PromptForm, item: TaskItem) -> str:
     """Return a question with its passage and options, without the cue."""
-    context = "" if item.context is None else _fill(form.context, {"text": item.context})
+    passages = form.between_passages.join(item.passages)
+    context = _fill(form.context, {"text": passages}) if passages else ""
     options = form.between_options.join(
         _fill(form.option, {"letter": letter, "text": text})
         for letter, text in zip(LETTERS, item.record.options, strict=False)
@@ -92,7 +93,11 @@ def _plain_prefix(task: TaskSpec, shots: Sequence[TaskItem]) -> str:
         question_text(form, shot) + form.cue + answer_text(task, shot) + form.between_examples
         for shot in shots
     )
-    return form.instruction + "".join(examples)
+    return _instruction(task) + "".join(examples)
+
+
+def _instruction(task: TaskSpec) -> str:
+    return _fill(task.prompt.instruction, {"subject": task.subject})
 
 
 def _chat_prompts(
@@ -104,7 +109,7 @@ def _chat_prompts(
     What they have in common ends where a mark in the question's place would stand.
     """
     form = task.prompt
-    before = form.instruction.strip()
+    before = _instruction(task).strip()
     messages: Messages = []
     for text, answer in [
         (question_text(form, shot), (form.cue + answer_text(task, shot)).strip()) for shot in shots

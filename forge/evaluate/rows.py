@@ -10,6 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -61,19 +62,25 @@ def read_rows(path: Path, *, member: str | None = None) -> list[Row]:
         MissingExtraError: A Parquet file needs pyarrow.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        status = path.stat()
+        if status.st_size > MAX_FILE_BYTES:
             raise refuse(path, [f"is larger than {MAX_FILE_BYTES >> 20} MiB."])
-        if member is not None:
-            rows = _from_bytes(_read_member(path, member), member, path)
-        elif path.suffix == ".parquet":
-            rows = list(_parquet_rows(path))
-        else:
-            rows = _from_bytes(path.read_bytes(), path.name, path)
+        rows = _read(path, member, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise refuse(path, [f"cannot be read: {error.strerror or error}."]) from error
     if not rows:
         raise refuse(path, ["is empty."])
     return rows
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, member: str | None, modified_ns: int, num_bytes: int) -> list[Row]:
+    """Read a file once for the tasks and sets of examples that follow each other."""
+    if member is not None:
+        return _from_bytes(_read_member(path, member), member, path)
+    if path.suffix == ".parquet":
+        return list(_parquet_rows(path))
+    return _from_bytes(path.read_bytes(), path.name, path)
 
 
 def _read_member(path: Path, member: str) -> bytes:

@@ -29,6 +29,7 @@ from forge.results.records import digest_of
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _BRACES: Final = re.compile(r"\{(\w+)\}")
 _SLOTS: Final = {
+    "instruction": ("subject",),
     "question": ("context", "question", "options"),
     "context": ("text",),
     "option": ("letter", "text"),
@@ -129,6 +130,8 @@ class _Reader:
         pool = None if shape.pool is None else self._source(shape.pool, (*path, "pool"))
         if prompt is None or columns is None or pool_columns is None or data is None:
             return None
+        if "{subject}" in prompt.instruction and shape.subject is None:
+            findings.missing((*path, "subject"), "Its prompt's instruction names a {subject}.")
         self._check_kind(shape.kind, prompt, columns, path)
         return TaskSpec(
             name=name,
@@ -137,12 +140,14 @@ class _Reader:
             shots=shape.shots,
             seeds=tuple(self._shape.seeds or _DEFAULT_SEEDS),
             group=shape.group or "",
+            subject=shape.subject or "",
             prompt=prompt,
             columns=columns,
             data=data,
             pool=pool,
             pool_columns=pool_columns,
             examples=self._examples if shape.shots else None,
+            examples_of=shape.examples_of or name,
             sample_seed=self._shape.sample_seed,
             max_new_tokens=shape.max_new_tokens,
             stop=tuple(shape.stop or ()),

@@ -38,6 +38,7 @@ class PromptShape(Shape):
     instruction: Piece = None
     question: Piece = None
     context: Piece = None
+    between_passages: Piece = None
     option: Piece = None
     between_options: Piece = None
     cue: Piece = None
@@ -76,11 +77,13 @@ class TaskShape(Shape):
     kind: Literal["choice", "text"] = Field("choice", description="'choice' or 'text'")
     shots: Annotated[int, Field(ge=0, le=64)] = Field(0, description="a whole number from 0 to 64")
     group: Text | None = Field(None, description="text")
+    subject: Text | None = Field(None, description="text, such as 'anatomy'")
     prompt: Text | None = Field(None, description="a name under 'prompts'")
     columns: Text | None = Field(None, description="a name under 'columns'")
     data: dict[str, object] | None = Field(None, description="a mapping with 'hub' or 'beside'")
     pool: dict[str, object] | None = Field(None, description="a mapping with 'hub' or 'beside'")
     pool_columns: Text | None = Field(None, description="a name under 'columns'")
+    examples_of: Text | None = Field(None, description="a task in the file of 'examples'")
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = Field(
         256, description="a whole number from 1 to 4096"
     )

@@ -9,7 +9,7 @@ from typing import Final
 
 from forge.evaluate.rows import Row, refuse
 from forge.evaluate.task_spec import Columns, TaskSpec
-from forge.evaluate.values import ABSENT, as_name, as_text, find_value
+from forge.evaluate.values import ABSENT, as_name, find_value
 from forge.results.records import ItemRecord, digest_of
 
 LETTERS: Final = string.ascii_uppercase
@@ -24,19 +24,21 @@ class TaskItem:
     Attributes:
         record: What is stored of it.
         question: The question alone.
-        context: The passage that it is about, or ``None``.
+        passages: What it is about; empty if it stands alone.
         decision: The right option in words; ``None`` where a task in words has no options.
     """
 
     record: ItemRecord
     question: str
-    context: str | None
+    passages: tuple[str, ...]
     decision: str | None
 
     @property
     def content(self) -> str:
         """Digest of what is asked, the same wherever the question stands."""
-        return digest_of("content", self.context, self.question, list(self.record.options))
+        return digest_of(
+            "content", list(self.passages), self.question, list(self.record.options)
+        )  # fmt: skip
 
 
 class _WrongRowError(Exception):
@@ -104,7 +106,7 @@ def _renamed(item: TaskItem, seen: Mapping[str, str]) -> TaskItem:
 
 def _item(task: TaskSpec, row: Mapping[str, object], columns: Columns) -> TaskItem:
     question = _text(row, columns.question)
-    context = None if columns.context is None else _text(row, columns.context)
+    passages = () if columns.context is None else _passages(row, columns.context)
     options, right = _options(row, columns, question)
     decision = None if right is None else options[right]
     gold: int | str
@@ -119,7 +121,7 @@ def _item(task: TaskSpec, row: Mapping[str, object], columns: Columns) -> TaskIt
         label = _name(row, columns.label)
     elif right is not None and not columns.fixed_options:
         label = LETTERS[right]
-    content = [context, question, list(options), gold]
+    content = [list(passages), question, list(options), gold]
     item_id = (
         digest_of("item", *content)[:_ID_DIGITS]
         if columns.id is None
@@ -128,13 +130,13 @@ def _item(task: TaskSpec, row: Mapping[str, object], columns: Columns) -> TaskIt
     record = ItemRecord.of(
         task.name,
         item_id,
-        question=question if context is None else f"{context}\n\n{question}",
+        question="\n\n".join([*passages, question]),
         options=options,
         gold=gold,
         label=label,
         cluster=None if columns.cluster is None else _name(row, columns.cluster),
     )
-    return TaskItem(record, question, context, decision)
+    return TaskItem(record, question, passages, decision)
 
 
 def _options(
@@ -224,10 +226,20 @@ def _value(row: Mapping[str, object], column: str) -> object:
 
 
 def _text(row: Mapping[str, object], column: str) -> str:
-    text = as_text(_value(row, column))
-    if text is None or not text.strip():
+    text = _value(row, column)
+    if not isinstance(text, str) or not text.strip():
         raise _WrongRowError(f"'{column}' is no text, or an empty one.")
-    return text
+    return text.strip()
+
+
+def _passages(row: Mapping[str, object], column: str) -> tuple[str, ...]:
+    value = _value(row, column)
+    passages = [value] if isinstance(value, str) else value
+    if not isinstance(passages, list) or not passages:
+        raise _WrongRowError(f"'{column}' must be a text or a list of texts.")
+    if not all(isinstance(text, str) and text.strip() for text in passages):
+        raise _WrongRowError(f"'{column}' holds a passage that is no text, or an empty one.")
+    return tuple(text.strip() for text in passages)
 
 
 def _name(row: Mapping[str, object], column: str) -> str:

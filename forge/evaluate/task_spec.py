@@ -93,9 +93,10 @@ class PromptForm:
     ``between_examples`` behind it, and ``question + cue`` of the item.
 
     Attributes:
-        instruction: What stands before everything.
+        instruction: What stands before everything, from ``{subject}``.
         question: The question, from ``{context}``, ``{question}`` and ``{options}``.
-        context: How a passage is put where there is one, from ``{text}``.
+        context: How the passages are put that a question is about, from ``{text}``.
+        between_passages: What separates passages.
         option: An option, from ``{letter}`` and ``{text}``.
         between_options: What separates options.
         cue: What leads to the answer; it begins the assistant's turn in a chat.
@@ -108,6 +109,7 @@ class PromptForm:
     answer: str
     instruction: str = ""
     context: str = "{text}\n"
+    between_passages: str = " "
     option: str = "{letter}. {text}"
     between_options: str = "\n"
     cue: str = ""
@@ -125,12 +127,14 @@ class TaskSpec:
         shots: Examples before each question.
         seeds: The sets of examples that there are.
         group: Tasks that belong together, such as ``mmlu`` or ``french``.
+        subject: What its questions are about, for instructions that name it.
         prompt: How questions are put.
         columns: What the columns mean.
         data: Where the questions are.
         pool: Where examples are drawn from, or ``None``.
         pool_columns: What the columns there mean.
         examples: File beside the suite with the published sets of examples, or ``None``.
+        examples_of: The task there that they are of.
         sample_seed: Which sample a quick run takes; the same for all sets of examples.
         max_new_tokens: Most tokens of an answer in words.
         stop: Texts that end an answer in words.
@@ -145,12 +149,14 @@ class TaskSpec:
     shots: int
     seeds: tuple[int, ...]
     group: str
+    subject: str
     prompt: PromptForm
     columns: Columns
     data: Source
     pool: Source | None
     pool_columns: Columns
     examples: str | None
+    examples_of: str
     sample_seed: int
     max_new_tokens: int
     stop: tuple[str, ...]

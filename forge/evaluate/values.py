@@ -31,15 +31,6 @@ def find_value(row: Mapping[str, object], column: str) -> object:
     return ABSENT
 
 
-def as_text(value: object) -> str | None:
-    """Return text as it is, a list of texts joined by blanks, and ``None`` for all else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    return None
-
-
 def as_name(value: object) -> str | None:
     """Return a text or a whole number as a name, and ``None`` for all else."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
