@@ -90,6 +90,32 @@ class AnswerReader:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What verdicts rest on.
+
+    Attributes:
+        board: Evaluations by choice.
+        reader: Reads their answers.
+        mode: Scoring mode.
+        margin: Loss of accuracy that does not matter, a share.
+    """
+
+    board: Board
+    reader: AnswerReader
+    mode: Mode
+    margin: float
+
+    def read(self, model: str, task: str, seed: int) -> Answered:
+        """Return the answers of a model to a task with a seed."""
+        return self.reader.read(self.board.evaluations[model, task, seed], self.mode)
+
+    def read_all(self, model: str) -> tuple[Answered, ...]:
+        """Return all answers of a model, by task and seed."""
+        keys = [key for key in self.board.evaluations if key[0] == model]
+        return tuple(self.read(*key) for key in sorted(keys))
+
+
 def boards(
     evaluations: Sequence[EvaluationRecord], lineup: Lineup, *, suite: str | None = None
 ) -> tuple[Board, ...]:

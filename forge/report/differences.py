@@ -17,9 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from forge.report.boards import AnswerReader, Board
+from forge.report.boards import AnswerReader, Basis
 from forge.report.comparison import Difference, Family, Interval
-from forge.results.answers import Mode
 from forge.statistics.inferiority import non_inferiority
 from forge.statistics.multiplicity import holm
 from forge.statistics.paired import paired_difference
@@ -55,27 +54,23 @@ class PairDifferences:
     tasks: tuple[Difference, ...]
 
 
-def shared_items(
-    board: Board, reader: AnswerReader, *, variant: str, baseline: str, task: str, mode: Mode
-) -> SharedItems | None:
+def shared_items(basis: Basis, *, variant: str, baseline: str, task: str) -> SharedItems | None:
     """Line up the items that two models answered both.
 
     Args:
-        board: Evaluations.
-        reader: Reads their answers.
+        basis: Evaluations and scoring mode.
         variant: Fingerprint.
         baseline: Fingerprint.
         task: Name.
-        mode: Scoring mode.
 
     Returns:
         Their scores, or ``None`` where the two share no seed or no item.
     """
-    seeds = [s for s in board.seeds(variant, task) if s in board.seeds(baseline, task)]
+    known = basis.board.seeds(baseline, task)
+    seeds = [seed for seed in basis.board.seeds(variant, task) if seed in known]
     scores: dict[str, list[tuple[float, float]]] = {}
     for seed in seeds:
-        ours = _right(board, reader, variant, task, seed, mode)
-        theirs = _right(board, reader, baseline, task, seed, mode)
+        ours, theirs = _right(basis, variant, task, seed), _right(basis, baseline, task, seed)
         for digest, right in ours.items():
             if digest in theirs:
                 scores.setdefault(digest, []).append((right, theirs[digest]))
@@ -85,9 +80,24 @@ def shared_items(
     return SharedItems(
         variant_N=means_N2[:, 0],
         baseline_N=means_N2[:, 1],
-        clusters=tuple(_cluster(reader, digest) for digest in scores),
+        clusters=tuple(_cluster(basis.reader, digest) for digest in scores),
         seeds=tuple(seeds),
     )
+
+
+def overall_difference(basis: Basis, *, variant: str, baseline: str) -> Difference | None:
+    """Compare two models on all items that they share, of all tasks.
+
+    Args:
+        basis: Evaluations, scoring mode and margin.
+        variant: Fingerprint.
+        baseline: Fingerprint.
+
+    Returns:
+        The difference, not corrected for others; ``None`` where they share no item.
+    """
+    parts = _parts(basis, variant, baseline)
+    return difference_of(tuple(parts.values()), task=None, margin=basis.margin)
 
 
 def difference_of(
@@ -101,7 +111,7 @@ def difference_of(
         margin: Loss that does not matter, a share.
 
     Returns:
-        The difference, not yet corrected for others; ``None`` without items.
+        The difference, not corrected for others; ``None`` without items.
     """
     if not parts:
         return None
@@ -128,45 +138,29 @@ def difference_of(
 
 
 def pair_differences(
-    board: Board,
-    reader: AnswerReader,
-    baselines: Mapping[str, str | None],
-    *,
-    mode: Mode,
-    margin: float,
+    basis: Basis, baselines: Mapping[str, str | None]
 ) -> tuple[tuple[PairDifferences, ...], tuple[Family, ...]]:
     """Compare every model with its baseline.
 
     Args:
-        board: Evaluations.
-        reader: Reads their answers.
+        basis: Evaluations, scoring mode and margin.
         baselines: Fingerprint of each model's baseline, in the order of the report.
-        mode: Scoring mode.
-        margin: Loss that does not matter, a share.
 
     Returns:
         The pairs that share items, corrected for one another, and the families of tests.
     """
     found: list[PairDifferences] = []
     for variant, baseline in baselines.items():
-        if baseline is None:
+        parts = _parts(basis, variant, baseline) if baseline is not None else {}
+        overall = difference_of(tuple(parts.values()), task=None, margin=basis.margin)
+        if baseline is None or overall is None:
             continue
-        parts = {
-            task: part
-            for task in board.tasks
-            if (part := shared_items(
-                board, reader, variant=variant, baseline=baseline, task=task, mode=mode
-            ))
-        }  # fmt: skip
-        overall = difference_of(tuple(parts.values()), task=None, margin=margin)
-        if overall is None:
-            continue
-        tasks = [difference_of((part,), task=task, margin=margin) for task, part in parts.items()]
-        found.append(
-            PairDifferences(
-                variant, baseline, overall, tuple(task for task in tasks if task is not None)
-            )
-        )
+        tasks = [
+            each
+            for task, part in parts.items()
+            if (each := difference_of((part,), task=task, margin=basis.margin))
+        ]
+        found.append(PairDifferences(variant, baseline, overall, tuple(tasks)))
     corrected = _corrected([pair.overall for pair in found])
     by_task = iter(_corrected([task for pair in found for task in pair.tasks]))
     families = (
@@ -182,10 +176,16 @@ def pair_differences(
     )
 
 
-def _right(
-    board: Board, reader: AnswerReader, model: str, task: str, seed: int, mode: Mode
-) -> dict[str, float]:
-    read = reader.read(board.evaluations[model, task, seed], mode)
+def _parts(basis: Basis, variant: str, baseline: str) -> dict[str, SharedItems]:
+    return {
+        task: part
+        for task in basis.board.tasks
+        if (part := shared_items(basis, variant=variant, baseline=baseline, task=task))
+    }
+
+
+def _right(basis: Basis, model: str, task: str, seed: int) -> dict[str, float]:
+    read = basis.read(model, task, seed)
     return dict(zip(read.items, read.right_N.astype(float).tolist(), strict=True))
 
 

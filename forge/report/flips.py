@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from forge.report.boards import AnswerReader, Board
+from forge.report.boards import Basis
 from forge.report.comparison import FlippedItem, Flips
-from forge.results.answers import Answer, ChoiceAnswer, Mode
+from forge.results.answers import Answer, ChoiceAnswer
 
 SHOWN_OF_EACH: Final = 10
 _MAX_QUESTION: Final = 1200
@@ -33,29 +33,25 @@ class _Change:
     moved_probability: float
 
 
-def flips_of(
-    board: Board, reader: AnswerReader, *, variant: str, baseline: str, mode: Mode
-) -> Flips:
+def flips_of(basis: Basis, *, variant: str, baseline: str) -> Flips:
     """Count and show how answers changed.
 
     Args:
-        board: Evaluations.
-        reader: Reads their answers.
+        basis: Evaluations and scoring mode.
         variant: Fingerprint.
         baseline: Fingerprint.
-        mode: Scoring mode.
 
     Returns:
         The counts, and some items of each kind.
     """
     counts = {"both_right": 0, "both_wrong": 0, "lost": 0, "gained": 0, "moved": 0}
     changes: dict[Kind, list[_Change]] = {kind: [] for kind in _KINDS}
-    for task in board.tasks:
-        for seed in board.seeds(variant, task):
-            if (baseline, task, seed) not in board.evaluations:
+    for task in basis.board.tasks:
+        for seed in basis.board.seeds(variant, task):
+            if (baseline, task, seed) not in basis.board.evaluations:
                 continue
-            theirs = reader.read(board.evaluations[baseline, task, seed], mode)
-            ours = reader.read(board.evaluations[variant, task, seed], mode)
+            theirs = basis.read(baseline, task, seed)
+            ours = basis.read(variant, task, seed)
             places = {digest: place for place, digest in enumerate(theirs.items)}
             for here, digest in enumerate(ours.items):
                 there = places.get(digest)
@@ -73,9 +69,7 @@ def flips_of(
                             abs(float(difference)),
                         )
                     )  # fmt: skip
-    return Flips(
-        **counts, items=_shown(changes, reader, mode=mode), shown_of_each=SHOWN_OF_EACH
-    )  # fmt: skip
+    return Flips(**counts, items=_shown(changes, basis), shown_of_each=SHOWN_OF_EACH)
 
 
 def _kind(
@@ -88,9 +82,7 @@ def _kind(
     return "both_wrong" if same else "moved"
 
 
-def _shown(
-    changes: dict[Kind, list[_Change]], reader: AnswerReader, *, mode: Mode
-) -> tuple[FlippedItem, ...]:
+def _shown(changes: dict[Kind, list[_Change]], basis: Basis) -> tuple[FlippedItem, ...]:
     chosen = [
         (kind, change)
         for kind in _KINDS
@@ -98,19 +90,17 @@ def _shown(
             changes[kind], key=lambda one: (-one.moved_probability, one.task, one.item, one.seed)
         )[:SHOWN_OF_EACH]
     ]
-    answers = reader.store.answers(
+    answers = basis.reader.store.answers(
         key for _, change in chosen for key in (change.baseline_key, change.variant_key)
     )
     return tuple(
-        _item(kind, change, reader, answers[change.baseline_key], answers[change.variant_key], mode)
+        _item(kind, change, basis, answers[change.baseline_key], answers[change.variant_key])
         for kind, change in chosen
     )
 
 
-def _item(
-    kind: Kind, change: _Change, reader: AnswerReader, before: Answer, now: Answer, mode: Mode
-) -> FlippedItem:
-    item = reader.items[change.item]
+def _item(kind: Kind, change: _Change, basis: Basis, before: Answer, now: Answer) -> FlippedItem:
+    item = basis.reader.items[change.item]
     assert isinstance(before, ChoiceAnswer)
     assert isinstance(now, ChoiceAnswer)
     assert isinstance(item.gold, int)
@@ -122,8 +112,8 @@ def _item(
         question=_cut_start(item.question),
         options=tuple(_cut_end(option) for option in item.options),
         gold=item.gold,
-        baseline_answer=before.chosen(mode),
-        variant_answer=now.chosen(mode),
+        baseline_answer=before.chosen(basis.mode),
+        variant_answer=now.chosen(basis.mode),
         baseline_probabilities=before.probabilities,
         variant_probabilities=now.probabilities,
     )

@@ -144,13 +144,18 @@ def _find(label: str, records: Sequence[ModelRecord], labels: Mapping[str, str])
 
 def _parent(record: ModelRecord, records: Sequence[ModelRecord]) -> str | None:
     """Return the fingerprint of what a model was made from, where that was measured."""
-    inputs = (record.manifest or {}).get("inputs")
-    entries = [entry for entry in inputs if isinstance(entry, Mapping)] if inputs else []  # type: ignore[attr-defined]
-    ranked = sorted(entries, key=lambda entry: entry.get("role") not in _PARENT_ROLES)
-    for entry in ranked[:1]:
-        found = measured(str(entry.get("model")), records, but=record.fingerprint)
-        if found is not None:
-            return found.fingerprint
+    manifest = record.manifest or {}
+    origin = manifest.get("origin")
+    # A conversion's input is another layout of the same codes; what counts is their source.
+    for place in (origin if isinstance(origin, Mapping) else {}, manifest):
+        inputs = place.get("inputs")
+        rows = inputs if isinstance(inputs, list) else []
+        entries = [each for each in rows if isinstance(each, Mapping)]
+        entries.sort(key=lambda entry: entry.get("role") not in _PARENT_ROLES)
+        for entry in entries[:1]:
+            found = measured(str(entry.get("model")), records, but=record.fingerprint)
+            if found is not None:
+                return found.fingerprint
     return None
 
 

@@ -104,6 +104,27 @@ class ProfileReader:
         found.sort(key=lambda other: other.setting.get("dtype") == record.setting.get("dtype"))
         return found[-1] if found else None
 
+    def slower(self, one: str, other: str) -> int | None:
+        """Compare two models' decoding in the setting of table 1.
+
+        Args:
+            one: Fingerprint.
+            other: Fingerprint.
+
+        Returns:
+            1 where the first is slower, -1 where it is faster, 0 where noise covers the
+            difference; ``None`` where they were not measured in turns.
+        """
+        latest = self.latest()
+        main = main_cell(latest.values())
+        record = None if main is None else latest.get((one, *main))
+        if record is None:
+            return None
+        found = self.ratio("decode_s", record, self.partner(record, other))
+        if found is None:
+            return None
+        return 0 if found.covered else 1 if found.ratio > 1 else -1
+
     def _profile(self, record: ProfileRecord) -> Profile:
         label = self.lineup.label_of(record.model)
         assert label is not None
