@@ -12,6 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.evaluate.calibration import (
+    ReliabilityBin,
+    expected_calibration_error,
+    reliability_bins,
+)
 from forge.results.answers import Answer, ChoiceAnswer, Mode
 from forge.results.records import EvaluationRecord, ItemRecord
 
@@ -25,18 +30,20 @@ class Answered:
         keys: Keys of the answers.
         right_N: Whether the right option was chosen.
         chosen_N: Index of the chosen option; -1 where it is missing.
-        confidence_N: Probability of the chosen option among the options; 0 where it is missing.
-        gold_probability_N: That of the right option.
+        gold_probability_N: Probability of the right option among the options.
         option_mass_N: Probability of all options together.
+        bins: Constrained answers by confidence.
+        calibration_error: Expected calibration error of constrained answers, or ``None``.
     """
 
     items: tuple[str, ...]
     keys: tuple[str, ...]
     right_N: NDArray[np.bool_]
     chosen_N: NDArray[np.int64]
-    confidence_N: NDArray[np.float64]
     gold_probability_N: NDArray[np.float64]
     option_mass_N: NDArray[np.float64]
+    bins: tuple[ReliabilityBin, ...]
+    calibration_error: float | None
 
     @property
     def accuracy(self) -> float:
@@ -67,28 +74,32 @@ def answered(
     Returns:
         Its answers as arrays.
     """
-    rows: list[tuple[bool, int, float, float, float]] = []
+    rows: list[tuple[bool, int, float, float]] = []
+    asked: list[ItemRecord] = []
+    given: list[ChoiceAnswer] = []
     for digest, key in evaluation.items:
-        answer, gold = answers[key], items[digest].gold
+        item, answer = items[digest], answers[key]
         assert isinstance(answer, ChoiceAnswer)
-        assert isinstance(gold, int)
-        chosen, shares = answer.chosen(mode), answer.probabilities
+        assert isinstance(item.gold, int)
+        asked.append(item)
+        given.append(answer)
+        chosen = answer.chosen(mode)
         rows.append(
             (
-                chosen == gold,
+                chosen == item.gold,
                 -1 if chosen is None else chosen,
-                0.0 if chosen is None else shares[chosen],
-                shares[gold],
+                answer.probabilities[item.gold],
                 answer.option_mass,
             )
         )
-    right, chosen_column, confidence, gold_share, mass = zip(*rows, strict=True)
+    right, chosen_column, gold_share, mass = zip(*rows, strict=True)
     return Answered(
         items=tuple(digest for digest, _ in evaluation.items),
         keys=tuple(key for _, key in evaluation.items),
         right_N=np.array(right, np.bool_),
         chosen_N=np.array(chosen_column, np.int64),
-        confidence_N=np.array(confidence, np.float64),
         gold_probability_N=np.array(gold_share, np.float64),
         option_mass_N=np.array(mass, np.float64),
+        bins=reliability_bins(asked, given),
+        calibration_error=expected_calibration_error(asked, given),
     )

@@ -9,7 +9,7 @@ on the whole say, the evaluation with more items counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from forge.core.catalog import did_you_mean
@@ -58,6 +58,19 @@ class Board:
     def seeds(self, model: str, task: str) -> tuple[int, ...]:
         """Return the seeds with which a model answered a task, in order."""
         return tuple(sorted(s for m, t, s in self.evaluations if (m, t) == (model, task)))
+
+    def scored_in(self, mode: Mode) -> Board:
+        """Return the evaluations whose answers carry a mode.
+
+        An ensemble's sum of letter probabilities says nothing of other tokens, so its metrics of
+        the unconstrained mode are ``None``.
+        """
+        kept = {
+            place: evaluation
+            for place, evaluation in self.evaluations.items()
+            if evaluation.metrics.get(f"{mode}/accuracy", 0.0) is not None
+        }
+        return replace(self, evaluations=kept)
 
     def models(self) -> frozenset[str]:
         """Return the fingerprints of the models that answered anything."""

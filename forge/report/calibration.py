@@ -1,58 +1,41 @@
-"""How well a model's confidence agrees with its accuracy.
-
-Answers are sorted into bins of equal width by their confidence, the probability of the chosen
-option among the options. The expected calibration error is the mean distance of accuracy and
-confidence over the bins, weighted by their answers:
-
-    ECE = Σ_b (n_b / n) · |accuracy_b − confidence_b|
-
-Reference: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks"
-(arXiv 1706.04599), equation 3.
-"""
+"""Reliability of a model over several evaluations, from the bins of each."""
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from forge.report.comparison import ReliabilityBin
-
-NUM_BINS: Final = 10
+from forge.evaluate.calibration import ReliabilityBin as EvaluationBin
+from forge.report.comparison import Reliability, ReliabilityBin
 
 
-def reliability_bins(
-    confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]
-) -> tuple[ReliabilityBin, ...]:
-    """Sort answers into bins of equal width.
+def reliability(model: str, bins: Sequence[Sequence[EvaluationBin]]) -> Reliability | None:
+    """Pool the bins of evaluations; see ``forge.evaluate.calibration`` for what they hold.
 
     Args:
-        confidence_N: In [0, 1].
-        right_N: Whether each answer is right.
+        model: Label.
+        bins: Bins of each evaluation, with the same edges.
 
     Returns:
-        The bins that are not empty; a confidence on an edge is in the upper bin, 1 in the last.
+        The pooled bins that are not empty, and the expected calibration error over all answers;
+        ``None`` where no answer chose an option.
     """
-    bin_N = np.minimum((confidence_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    return tuple(
-        ReliabilityBin(
-            low=number / NUM_BINS,
-            high=(number + 1) / NUM_BINS,
-            num_answers=int(inside_N.sum()),
-            confidence=float(confidence_N[inside_N].mean()),
-            accuracy=float(right_N[inside_N].mean()),
-        )
-        for number in range(NUM_BINS)
-        if (inside_N := bin_N == number).any()
+    pooled = []
+    for same in zip(*bins, strict=True):
+        held = [
+            (each.num_items, each.confidence, each.accuracy)
+            for each in same
+            if each.confidence is not None and each.accuracy is not None
+        ]
+        count = sum(number for number, _, _ in held)
+        if count:
+            confidence = math.fsum(number * mean for number, mean, _ in held) / count
+            accuracy = math.fsum(number * share for number, _, share in held) / count
+            pooled.append(ReliabilityBin(same[0].lower, same[0].upper, count, confidence, accuracy))
+    if not pooled:
+        return None
+    total = sum(each.num_answers for each in pooled)
+    error = math.fsum(
+        each.num_answers / total * abs(each.accuracy - each.confidence) for each in pooled
     )
-
-
-def calibration_error(bins: tuple[ReliabilityBin, ...]) -> float:
-    """Return the expected calibration error.
-
-    Args:
-        bins: At least one.
-    """
-    total = sum(each.num_answers for each in bins)
-    return sum(each.num_answers * abs(each.accuracy - each.confidence) for each in bins) / total
+    return Reliability(model, error, tuple(pooled))

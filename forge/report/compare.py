@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from forge import __version__
 from forge.core.errors import ResultsError
 from forge.report.boards import AnswerReader, Basis, Board, boards
-from forge.report.calibration import calibration_error, reliability_bins
+from forge.report.calibration import reliability
 from forge.report.comparison import (
     Comparison,
     Difference,
@@ -92,7 +90,7 @@ def compare(
         reader = AnswerReader(store, store.items())
         basis = None
         if found and found[0].key.kind == "choice":
-            basis = Basis(found[0], reader, mode, margin)
+            basis = Basis(found[0].scored_in(mode), reader, mode, margin)
         pairs, families = _pairs(basis, lineup)
         _check_shared(basis, pairs, lineup)
         tables = _tables(found, reader, lineup, pairs, mode=mode)
@@ -259,22 +257,28 @@ def _tables(
             primary = number == 0 and each == mode
             carried: Daggers = daggers if primary else {}
             tables.append(
-                choice_table(board, reader, lineup, mode=each, primary=primary, daggers=carried)
+                choice_table(
+                    board.scored_in(each),
+                    reader,
+                    lineup,
+                    mode=each,
+                    primary=primary,
+                    daggers=carried,
+                )
             )
     return tuple(tables)
 
 
 def _reliability(basis: Basis | None, lineup: Lineup) -> tuple[Reliability, ...]:
-    found = []
-    for entry in lineup.entries:
-        read = basis.read_all(entry.record.fingerprint) if basis is not None else ()
-        if read:
-            bins = reliability_bins(
-                np.concatenate([each.confidence_N for each in read]),
-                np.concatenate([each.right_N for each in read]),
-            )
-            found.append(Reliability(entry.label, calibration_error(bins), bins))
-    return tuple(found)
+    if basis is None:
+        return ()
+    found = [
+        reliability(
+            entry.label, [each.bins for each in basis.read_all(entry.record.fingerprint)]
+        )
+        for entry in lineup.entries
+    ]  # fmt: skip
+    return tuple(each for each in found if each is not None)
 
 
 def _notices(found: Sequence[Board]) -> list[str]:

@@ -1,33 +1,28 @@
-"""Figures as words: how a report prints shares, points, sizes, times and ratios.
+"""Figures as the cells of tables and the words of sentences print them; a missing one is a dash.
 
-One place, so that a number in a sentence, a table and a chart's label reads alike. A minus is the
-character of that name, and a missing figure is a dash.
+How each kind of figure is written is decided in ``forge.report.words``; here is what may be missing
+and what has several parts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from forge.report import words
 from forge.report.comparison import Interval, TimeRatio
 
 MISSING: Final = "–"
-_MINUS: Final = "\N{MINUS SIGN}"
-_SIZES: Final = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share in percent, without the sign: ``62.5``."""
-    return MISSING if share is None else f"{100 * share:.{digits}f}"
+    return MISSING if share is None else words.percent(share, digits)
 
 
-def points(difference: float | None, digits: int = 1) -> str:
-    """Return a difference of shares in points, with its sign: ``+1.2``, ``0.0``."""
-    if difference is None:
-        return MISSING
-    text = f"{100 * abs(difference):.{digits}f}"
-    if not float(text):
-        return text
-    return ("+" if difference > 0 else _MINUS) + text
+def points(difference: float | None) -> str:
+    """Return a difference of shares in points, with its sign: ``+1.2``."""
+    return MISSING if difference is None else words.points(difference)
 
 
 def points_interval(interval: Interval) -> str:
@@ -37,26 +32,12 @@ def points_interval(interval: Interval) -> str:
 
 def size(num_bytes: float | None) -> str:
     """Return a size in decimal units: ``269 MB``."""
-    if num_bytes is None:
-        return MISSING
-    for unit, scale in _SIZES:
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g} {unit}" if num_bytes < 999.5 * scale else (
-                f"{num_bytes / scale:.0f} {unit}"
-            )  # fmt: skip
-    return f"{num_bytes:.0f} B"
+    return MISSING if num_bytes is None else words.size_text(num_bytes)
 
 
-def rate(per_second: float | None) -> str:
-    """Return tokens a second: ``11.0``, ``1234``."""
-    if per_second is None:
-        return MISSING
-    return f"{per_second:.0f}" if per_second >= 100 else f"{per_second:.3g}"
-
-
-def ratio(value: float | None) -> str:
-    """Return a ratio: ``0.52``."""
-    return MISSING if value is None else f"{value:.2f}"
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many significant digits: ``0.0042``, ``1,230``."""
+    return MISSING if value is None else words.figures(value, digits)
 
 
 def time_ratio(found: TimeRatio | None) -> str:
@@ -64,22 +45,7 @@ def time_ratio(found: TimeRatio | None) -> str:
     if found is None:
         return MISSING
     sign = "≈ " if found.covered else ""
-    return f"{sign}{found.ratio:.2f} ({found.interval.low:.2f}-{found.interval.high:.2f})"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Return a time in milliseconds: ``12.3``."""
-    return MISSING if seconds is None else f"{1000 * seconds:.3g}"
-
-
-def p_value(value: float) -> str:
-    """Return a p-value: ``0.031``, ``<0.001``."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def nats(value: float | None) -> str:
-    """Return a divergence: ``0.0042``."""
-    return MISSING if value is None else f"{value:.2g}" if value < 1 else f"{value:.2f}"
+    return f"{sign}{found.ratio:.2f} ({found.interval.low:.2f} to {found.interval.high:.2f})"
 
 
 def plural(count: int, noun: str) -> str:
@@ -87,6 +53,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listed(names: tuple[str, ...] | list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return ``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,7 +2,7 @@
 
 A ratio means something only between records of one session: they were taken in turns, so that what
 the machine did meanwhile counts against both. It is one of times, as on published cards: below 1
-is faster. Where its interval holds 1, or the machine was busy, no winner is named.
+is faster. Where ``forge.profile.comparison`` finds that noise covers it, no winner is named.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forge.profile.noise import disturbance_of
+from forge.profile.comparison import Quantity, compare, cores_of
 from forge.report.comparison import (
     Environment,
     Interval,
@@ -24,7 +24,6 @@ from forge.report.comparison import (
 )
 from forge.report.lineup import Lineup
 from forge.results.records import EnvironmentRecord, ProfileRecord
-from forge.statistics.bootstrap import ratio_interval
 from forge.statistics.summary import quantiles
 
 Rounds = Sequence[Sequence[float]]
@@ -42,11 +41,13 @@ class ProfileReader:
     Attributes:
         records: Of the report's models, the oldest first.
         names: Name of each environment by its digest.
+        cores: How many cores each has, likewise.
         lineup: The models.
     """
 
     records: tuple[ProfileRecord, ...]
     names: Mapping[str, str]
+    cores: Mapping[str, int]
     lineup: Lineup
 
     def table(self) -> ProfileTable:
@@ -71,12 +72,12 @@ class ProfileReader:
         return {(record.model, *cell_of(record)): record for record in self.records}
 
     def ratio(
-        self, quantity: str, model: ProfileRecord, against: ProfileRecord | None
+        self, quantity: Quantity, model: ProfileRecord, against: ProfileRecord | None
     ) -> TimeRatio | None:
         """Return the ratio of two profiles' times.
 
         Args:
-            quantity: Such as ``decode_s``.
+            quantity: What was timed.
             model: Above.
             against: Below; of the same session and setting, or ``None``.
 
@@ -85,12 +86,12 @@ class ProfileReader:
         """
         if against is None:
             return None
-        above, below = model.samples.get(quantity), against.samples.get(quantity)
-        if not above or not below or len(above) != len(below):
+        found = compare(against, model, quantity, num_cores=self.cores[model.environment])
+        if found is None:
             return None
-        found = ratio_interval(above, below)
-        why = _covered_by(found.low, found.high, (model, against))
-        return TimeRatio(found.ratio, Interval(found.low, found.high), why is not None, why)
+        # Theirs is one of speeds.
+        interval = Interval(1 / found.high, 1 / found.low)
+        return TimeRatio(1 / found.ratio, interval, found.verdict == "≈", found.reason or None)
 
     def partner(self, record: ProfileRecord, fingerprint: str | None) -> ProfileRecord | None:
         """Return another model's profile that was measured in turns with this one."""
@@ -120,7 +121,7 @@ class ProfileReader:
         record = None if main is None else latest.get((one, *main))
         if record is None:
             return None
-        found = self.ratio("decode_s", record, self.partner(record, other))
+        found = self.ratio("decode", record, self.partner(record, other))
         if found is None:
             return None
         return 0 if found.covered else 1 if found.ratio > 1 else -1
@@ -154,8 +155,8 @@ class ProfileReader:
             decode=decode,
             prefill_tokens_per_s=_rate(batch * prompt_tokens, prefill),
             decode_tokens_per_s=_rate(batch, decode),
-            prefill_ratio=self.ratio("prefill_s", record, partner),
-            decode_ratio=self.ratio("decode_s", record, partner),
+            prefill_ratio=self.ratio("prefill", record, partner),
+            decode_ratio=self.ratio("decode", record, partner),
             energy_j_per_token=None if energy is None else energy.median / (batch * new_tokens),
             memory=tuple(record.memory.items()),
             peak_bytes=record.memory[peak_is] if peak_is else None,
@@ -184,7 +185,7 @@ def read_profiles(
     found = [environment for environment in environments if environment.digest in used]
     names = {each.digest: _letters(number) for number, each in enumerate(found)}
     return (
-        ProfileReader(kept, names, lineup),
+        ProfileReader(kept, names, {each.digest: cores_of(each.body) for each in found}, lineup),
         tuple(Environment(names[each.digest], tuple(_facts(each.body))) for each in found),
     )
 
@@ -219,18 +220,6 @@ def main_cell(records: Iterable[ProfileRecord]) -> Cell | None:
         key=lambda cell: (counted[cell], -cell[2], cell[3], cell[4], cell[0], cell[1] or 0),
         default=None,
     )
-
-
-def _covered_by(low: float, high: float, records: Sequence[ProfileRecord]) -> str | None:
-    if low <= 1.0 <= high:
-        return "the interval holds 1"
-    taken = max(
-        disturbance_of(record.noise, num_cores=cell_of(record)[1] or 1) for record in records
-    )
-    # Each of the two may have been slowed by so much, and the other not.
-    if low * (1.0 - taken) <= 1.0 <= high / (1.0 - taken):
-        return f"other work may have taken {100 * taken:.0f} % of the machine"
-    return None
 
 
 def _latency(rounds: Rounds | None) -> Latency | None:

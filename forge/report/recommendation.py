@@ -1,9 +1,10 @@
 """Which model to release: the smallest that is not worse than the most accurate.
 
 1. The leader is the local model with the highest accuracy over all items.
-2. Candidates are the leader, and every local model that the paired interval shows to be not worse
-   than the leader by more than the margin. The leader was chosen on the same items, so its figure
-   flatters it, and being close to it is harder than it should be, never easier.
+2. Candidates are the leader, and every local model that was asked the same questions and that the
+   paired interval shows to be not worse than the leader by more than the margin. The leader was
+   chosen on the same items, so its figure flatters it, and being close to it is harder than it
+   should be, never easier.
 3. Of the candidates the one that needs least memory is released; of those within a percent of it,
    the fastest; then the most accurate.
 
@@ -60,7 +61,7 @@ def recommend(
     close = [
         label
         for label, found in differences.items()
-        if found is not None and found.verdict in ("superior", "non-inferior")
+        if label in scores and found is not None and found.verdict in ("superior", "non-inferior")
     ]
     candidates = [label for label in local if label == leader or label in close]
     chosen = _smallest(candidates, scores, lineup, pareto)
@@ -70,7 +71,7 @@ def recommend(
         reasons=(
             f"{leader} is the most accurate: {figures.percent(scores[leader])} % over all items.",
             _about_candidates(close, leader, margin=margin),
-            *_about_others(differences, close, margin=margin),
+            *_about_others(differences, scores, margin=margin),
             *_about_choice(chosen, candidates, lineup, pareto),
         ),
         leader=leader,
@@ -90,31 +91,31 @@ def _about_candidates(close: Sequence[str], leader: str, *, margin: float) -> st
     allowed = figures.percent(margin)
     if not close:
         return f"No other model is shown to be within {allowed} points of it."
-    return f"Shown to be within {allowed} points of it: {figures.listed(list(close))}."
+    return f"Shown to be within {allowed} points of it: {figures.listed(close)}."
 
 
 def _about_others(
-    differences: Mapping[str, Difference | None], close: Sequence[str], *, margin: float
+    differences: Mapping[str, Difference | None], scores: Mapping[str, float], *, margin: float
 ) -> list[str]:
     worse = [
         f"{label} ({figures.points(found.difference)})"
         for label, found in differences.items()
-        if found is not None and found.verdict == "inferior"
+        if label in scores and found is not None and found.verdict == "inferior"
     ]
     undecided = [
         label
         for label, found in differences.items()
-        if found is not None and found.verdict == "inconclusive"
+        if label in scores and found is not None and found.verdict == "inconclusive"
     ]
-    unmeasured = [label for label, found in differences.items() if found is None]
+    partial = [label for label in differences if label not in scores]
     sentences = []
     if worse:
         allowed = figures.percent(margin)
         sentences.append(f"Worse than it by more than {allowed} points: {', '.join(worse)}.")
     if undecided:
         sentences.append(f"Undecided against it: {', '.join(undecided)}.")
-    if unmeasured:
-        sentences.append(f"Not asked the same questions: {', '.join(unmeasured)}.")
+    if partial:
+        sentences.append(f"Not asked all questions: {', '.join(partial)}.")
     return sentences
 
 

@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 
 from forge.report.boards import AnswerReader, Board
-from forge.report.calibration import calibration_error, reliability_bins
 from forge.report.comparison import Average, Score, ScoreRow, ScoreTable, Standing, Task
 from forge.report.lineup import Lineup
 from forge.results.answers import Mode
@@ -28,6 +27,8 @@ Asked = tuple[tuple[int, frozenset[str]], ...]
 """Digests of the questions of each seed."""
 
 _MISSING_METRIC: Final = "missing_rate"
+_NO_COLUMN: Final = (_MISSING_METRIC, "majority_baseline")
+_STANDARD_ERROR: Final = "_se"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def text_tables(board: Board, lineup: Lineup) -> tuple[ScoreTable, ...]:
             name
             for evaluation in board.evaluations.values()
             for name, value in evaluation.metrics.items()
-            if value is not None and name != _MISSING_METRIC
+            if value is not None and name not in _NO_COLUMN and not name.endswith(_STANDARD_ERROR)
         }
     )
     tables = []
@@ -114,14 +115,13 @@ def _choice_cell(board: Board, reader: AnswerReader, model: str, task: str, mode
     seeds = board.seeds(model, task)
     read = {seed: reader.read(board.evaluations[model, task, seed], mode) for seed in seeds}
     every = tuple(read.values())
-    confidence_N = np.concatenate([each.confidence_N for each in every])
-    right_N = np.concatenate([each.right_N for each in every])
+    errors = [each.calibration_error for each in every if each.calibration_error is not None]
     return _Cell(
         asked=tuple((seed, frozenset(each.items)) for seed, each in read.items()),
         values={seed: each.accuracy for seed, each in read.items()},
         option_mass=float(np.concatenate([each.option_mass_N for each in every]).mean()),
         missing=float(np.concatenate([each.chosen_N < 0 for each in every]).mean()),
-        calibration_error=calibration_error(reliability_bins(confidence_N, right_N)),
+        calibration_error=float(np.mean(errors)) if errors and mode == "constrained" else None,
     )
 
 
@@ -329,8 +329,7 @@ def _sample(evaluations: Sequence[EvaluationRecord]) -> str:
 
 
 def _sample_text(sample: Json) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in sample.items()
-        if isinstance(value, str | int | float)
-    )
+    quick, drawn = sample.get("quick"), sample.get("drawn")
+    if isinstance(quick, int):
+        return f"at most {quick} items of a task, {drawn}"
+    return "all items" if drawn == "all" else str(drawn or "")

@@ -29,6 +29,7 @@ from forge.report.comparison import (
     Verdict,
     VerdictKind,
 )
+from forge.report.words import chance
 
 MANY_FLIPS: Final = 0.05
 """Share of changed answers that is worth saying, even where gains and losses cancel."""
@@ -193,8 +194,8 @@ def _about_accuracy(
         f"Accuracy {figures.percent(overall.variant)} % against "
         f"{figures.percent(overall.baseline)} % on the same "
         f"{figures.plural(overall.num_items, 'item')}{seeds}: {overall.gained:,} gained, "
-        f"{overall.lost:,} lost, McNemar p {figures.p_value(overall.p_value)}, after Holm "
-        f"{figures.p_value(overall.p_holm)}."
+        f"{overall.lost:,} lost, McNemar p {chance(overall.p_value)}, after Holm "
+        f"{chance(overall.p_holm)}."
     )
     if kind == "undecided":
         yield (
@@ -216,9 +217,9 @@ def _about_cost(profile: Profile | None) -> Iterator[str]:
     if profile.peak_bytes is not None:
         parts.append(f"peak memory {figures.size(profile.peak_bytes)}")
     if profile.decode_tokens_per_s is not None:
-        parts.append(f"decodes {figures.rate(profile.decode_tokens_per_s)} tokens/s")
+        parts.append(f"decodes {figures.number(profile.decode_tokens_per_s)} tokens/s")
     if parts:
-        yield f"{', '.join(parts)}.".capitalize()
+        yield f"{parts[0][0].upper()}{', '.join(parts)[1:]}."
     for what, found in (("Prefill", profile.prefill_ratio), ("Decoding", profile.decode_ratio)):
         if found is not None:
             yield _ratio_sentence(what, found, profile.baseline)
@@ -235,7 +236,7 @@ def _about_divergence(divergences: Sequence[Divergence]) -> Iterator[str]:
     for found in divergences:
         yield (
             f"KL divergence from {found.reference} on {found.text}: mean "
-            f"{figures.nats(found.mean)} nats, same likeliest token at "
+            f"{figures.number(found.mean)} nats, same likeliest token at "
             f"{figures.percent(found.same_top_share)} % of positions, perplexity times "
             f"{found.perplexity_ratio:.3f}."
         )
@@ -244,9 +245,9 @@ def _about_divergence(divergences: Sequence[Divergence]) -> Iterator[str]:
 def _dominations(better: Sequence[str]) -> Iterator[str]:
     if better:
         yield (
-            f"Dominated: {figures.listed(list(better))} "
+            f"Dominated: {figures.listed(better)} "
             f"{'is' if len(better) == 1 else 'are'} at least as good in accuracy, memory and "
-            "speed, and better in one."
+            "decoding speed, and better in one."
         )
 
 
@@ -255,7 +256,7 @@ def _losses(pair: Pair | None) -> Iterator[str]:
         if task.significant and task.difference < 0:
             yield (
                 f"Loses {figures.percent(-task.difference)} points on {task.task} (after Holm "
-                f"p {figures.p_value(task.p_holm)})."
+                f"p {chance(task.p_holm)})."
             )
 
 
@@ -289,7 +290,7 @@ def _shifts(pair: Pair | None, divergences: Sequence[Divergence]) -> Iterator[st
         if found.p99 > LARGE_P99:
             yield (
                 f"One prediction in a hundred differs from {found.reference}'s by more than "
-                f"{figures.nats(found.p99)} nats."
+                f"{figures.number(found.p99)} nats."
             )
 
 
@@ -297,12 +298,12 @@ def _noise(profile: Profile | None) -> Iterator[str]:
     if profile is None:
         return
     for what, found in (("prefill", profile.prefill_ratio), ("decoding", profile.decode_ratio)):
-        if (
-            found is not None
-            and found.covered
-            and not found.interval.low <= 1 <= found.interval.high
-        ):
+        if found is not None and found.covered and not _holds_one(found):
             yield f"Its {what} time is uncertain: {found.why}."
+
+
+def _holds_one(found: TimeRatio) -> bool:
+    return found.interval.low <= 1 <= found.interval.high
 
 
 def _licence(model: Model) -> Iterator[str]:

@@ -139,7 +139,7 @@ def add_choices(
         dtype=None if model.kind == "api" else "float32",
         chat=chat,
         scoring_version=1,
-        sample={"num_items": len(asked), "of": NUM_ITEMS},
+        sample={"items": len(asked), "of": NUM_ITEMS, "quick": None, "drawn": "all"},
         metrics={},
         items=tuple(
             (question.digest, record.key) for question, record in zip(asked, records, strict=True)
@@ -177,7 +177,7 @@ def add_texts(
         dtype="float32",
         chat=False,
         scoring_version=1,
-        sample={"num_items": 1, "of": 1},
+        sample={"items": 1, "of": 1, "quick": None, "drawn": "all"},
         metrics=metrics,
         items=((question.digest, answer.key),),
         suite_digest=digest_of("suite", suite),
@@ -227,7 +227,9 @@ def add_profile(
     noise: Mapping[str, float] | None = None,
 ) -> ProfileRecord:
     """Add a profile of five rounds of four samples, each a little off the planted time."""
-    environment = EnvironmentRecord.of({"cpu": "Planted CPU", "cores": 2, "torch": "2.13.0"})
+    environment = EnvironmentRecord.of(
+        {"cpu": {"name": "Planted CPU", "cores": 2}, "torch": "2.13.0"}
+    )
     store.add_environment(environment)
 
     def rounds(seconds: float) -> tuple[tuple[float, ...], ...]:
