@@ -289,7 +289,7 @@ def _profiles() -> ProfileTable:
 def _table(chance: random.Random, *, primary: bool) -> ScoreTable:
     labels = (*LOCAL, API, ENSEMBLE)
     values = {
-        label: [min(0.99, _LEVEL[label] + offset + chance.gauss(0, 0.008)) for offset in
+        label: [min(0.99, _LEVEL[label] + offset + chance.gauss(0, 0.002)) for offset in
                 (0.16, -0.06, -0.02, -0.05, 0.01, -0.04)]
         for label in labels
     }  # fmt: skip

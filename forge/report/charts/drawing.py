@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.report.charts.letters import FONT, shorten
-from forge.report.charts.palette import paint
+from forge.report.charts.palette import paint, series_role
 from forge.report.markup import EMPTY, Markup, Value, element, join, number
 
 WIDTH: Final = 840.0
+NARROW: Final = 360.0
+"""Width of the charts that are drawn once more for phones."""
 SMALL: Final = 12.0
 BODY: Final = 13.0
 _HEADER: Final = 44.0
@@ -36,6 +38,7 @@ class Drawing:
         width: In pixels.
         height: In pixels.
         body: Its marks.
+        narrow: Whether it is drawn for a phone, beside the same for wider screens.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Drawing:
     width: float
     height: float
     body: Markup
+    narrow: bool = False
 
     def inline(self) -> Markup:
         """Return it as an element of a page, which gives it a heading and a background."""
@@ -71,7 +75,7 @@ class Drawing:
             "svg",
             {
                 **own,
-                "class": "chart",
+                "class": "chart narrow" if self.narrow else "chart",
                 "role": "img",
                 "aria-labelledby": f"{title_id} {description_id}",
                 "width": width,
@@ -139,11 +143,14 @@ def fitted(
     role: str = "ink",
     anchor: str = "start",
     bold: bool = False,
+    outlined: bool = False,
 ) -> Markup:
     """Draw a line of text in a given room; what was cut off is shown when one points at it."""
     short = shorten(content, room, size, bold=bold)
     tip = None if short == content else content
-    return text(x, y, short, size=size, role=role, anchor=anchor, bold=bold, tip=tip)
+    return text(
+        x, y, short, size=size, role=role, anchor=anchor, bold=bold, outlined=outlined, tip=tip
+    )
 
 
 def line(
@@ -224,7 +231,7 @@ def marker(index: int, x: float, y: float, radius: float, *, hollow: bool = Fals
         radius: Radius of the circle that has its area.
         hollow: Draw only its outline, on the background.
     """
-    role = f"c{index % 8}"
+    role = series_role(index)
     attributes: dict[str, Value] = {
         **paint(fill="paper" if hollow else role, stroke=role if hollow else "paper"),
         "stroke-width": 2 if hollow else 1.2,
@@ -266,7 +273,7 @@ def legend(
         x = left + cell * (place % columns)
         y = top + 20 * (place // columns) + 12
         parts.append(
-            curve([(x, y - 4), (x + 28, y - 4)], role=f"c{index % 8}", dash=dash_of(index))
+            curve([(x, y - 4), (x + 28, y - 4)], role=series_role(index), dash=dash_of(index))
         )
         parts.append(marker(index, x + 14, y - 4, 4))
         parts.append(fitted(x + 34, y, name, cell - 44, size=SMALL))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.report.charts.drawing import (
-    BODY,
     SMALL,
     WIDTH,
     Drawing,
@@ -15,16 +14,21 @@ from forge.report.charts.drawing import (
     fitted,
     pointed,
     text,
-)  # fmt: skip
+)
 from forge.report.charts.palette import step_role
 from forge.report.markup import Markup, join
 
-_ROW: Final = 40.0
 _COLUMNS: Final = (
-    ("right", "right"), ("right", "wrong"), ("wrong", "right"), ("wrong", "other wrong"),
+    ("right", "right"),
+    ("right", "wrong"),
+    ("wrong", "right"),
+    ("wrong", "other wrong"),
     ("wrong", "same wrong"),
-)  # fmt: skip
-_HEAD: Final = 64.0
+)
+_CHANGED: Final = (1, 2, 3)
+"""Columns of answers that are not the same any more."""
+_CELL: Final = 40.0
+_HEAD: Final = 52.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +54,69 @@ def flip_matrix(rows: Sequence[FlipRow], *, width: float = WIDTH) -> Drawing:
         rows: At least one.
         width: In pixels.
     """
-    names = 230.0 if width >= 700 else 120.0
-    changed_width = 92.0
-    cell = (width - names - changed_width - 4) / len(_COLUMNS)
-    parts = [text(4, 18, "baseline's answer", size=SMALL, role="mute")]
-    parts.append(text(4, 36, "variant's answer", size=SMALL, role="mute"))
-    for column, (before, after) in enumerate(_COLUMNS):
-        middle = names + cell * (column + 0.5)
-        parts.append(text(middle, 18, before, size=SMALL, role="mute", anchor="middle"))
-        parts.append(text(middle, 36, f"→ {after}", size=SMALL, anchor="middle", bold=True))
-    last = names + cell * len(_COLUMNS) + changed_width
-    parts.append(text(last, 36, "changed", size=SMALL, anchor="end", bold=True))
-    highest = max((_shares(row)[column] for row in rows for column in (1, 2, 3)), default=0.0)
+    layout = _Layout.of(width)
+    parts = [_head(layout)]
+    highest = max((_shares(row)[column] for row in rows for column in _CHANGED), default=0.0)
     for index, row in enumerate(rows):
-        parts.append(_row(row, _HEAD - 12 + index * _ROW, names, cell, highest, last))
-    described = "; ".join(f"{row.label}: {row.counts[1]} lost, {row.counts[2]} gained, "
-                          f"{row.counts[3]} moved" for row in rows)  # fmt: skip
+        parts.append(_row(row, _HEAD + index * layout.row, layout, highest))
+    described = "; ".join(
+        f"{row.label}: {row.counts[1]} lost, {row.counts[2]} gained, {row.counts[3]} moved"
+        for row in rows
+    )
     return Drawing(
         "flips",
         "Changed answers",
         f"Answers of each variant against its baseline's. {described}.",
         width,
-        _HEAD - 4 + _ROW * len(rows),
+        _HEAD + layout.row * len(rows) + 4,
         join(parts),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where cells are: beside the names, or below them where there is no room.
+
+    Attributes:
+        left: Where the first cell begins.
+        cell: Width of a cell.
+        names: Room for a name.
+        above: Height that a name takes above its cells.
+        right: Where the last figure ends.
+    """
+
+    left: float
+    cell: float
+    names: float
+    above: float
+    right: float
+
+    @classmethod
+    def of(cls, width: float) -> _Layout:
+        if width >= 600:
+            return cls(230, (width - 330) / len(_COLUMNS), 216, 0, width - 4)
+        return cls(2, (width - 58) / len(_COLUMNS), width - 8, 22, width - 2)
+
+    @property
+    def row(self) -> float:
+        """Height of a row."""
+        return _CELL + self.above
+
+
+def _head(layout: _Layout) -> Markup:
+    stacked = layout.above > 0
+    size = SMALL - 1 if stacked else SMALL
+    parts = []
+    if not stacked:
+        parts.append(text(4, 18, "baseline's answer", size=size, role="mute"))
+        parts.append(text(4, 36, "variant's answer", size=size, role="mute"))
+    for column, (before, after) in enumerate(_COLUMNS):
+        middle = layout.left + layout.cell * (column + 0.5)
+        short = after.split()[0] if stacked else after
+        parts.append(text(middle, 18, before, size=size, role="mute", anchor="middle"))
+        parts.append(text(middle, 36, f"→ {short}", size=size, anchor="middle", bold=True))
+    parts.append(text(layout.right, 36, "changed", size=size, anchor="end", bold=True))
+    return join(parts)
 
 
 def _shares(row: FlipRow) -> tuple[float, ...]:
@@ -81,30 +124,36 @@ def _shares(row: FlipRow) -> tuple[float, ...]:
     return tuple(count / total if total else 0.0 for count in row.counts)
 
 
-def _row(
-    row: FlipRow, top: float, names: float, cell: float, highest: float, last: float
-) -> Markup:
-    parts = [
-        fitted(4, top + 17, row.label, names - 14),
-        fitted(4, top + 32, f"against {row.against}", names - 14, size=SMALL - 1, role="mute"),
-    ]
+def _row(row: FlipRow, top: float, layout: _Layout, highest: float) -> Markup:
+    if layout.above:
+        name = f"{row.label} against {row.against}"
+        parts = [fitted(2, top + 16, name, layout.names, size=SMALL)]
+    else:
+        against = f"against {row.against}"
+        parts = [
+            fitted(4, top + 17, row.label, layout.names),
+            fitted(4, top + 32, against, layout.names, size=SMALL - 1, role="mute"),
+        ]
+    top += layout.above
     shares = _shares(row)
-    for column, (count, share) in enumerate(zip(row.counts, shares, strict=True)):
-        x = names + cell * column
-        changed = column in (1, 2, 3)
-        role = step_role(share / highest * 0.999 if highest else 0.0) if changed else "raised"
-        ink = f"on-{role}" if changed else "mute"
-        middle = x + cell / 2
-        tip = f"{row.label}: {' → '.join(_COLUMNS[column])}, {count:,} answers, {100 * share:.1f} %"
-        parts.append(
-            pointed(
-                tip,
-                box(x + 1, top + 1, cell - 2, _ROW - 2, fill=role, corner=3),
-                text(middle, top + 18, f"{count:,}", role=ink, anchor="middle", bold=changed),
-                text(middle, top + 33, f"{100 * share:.1f} %", size=SMALL - 1, role=ink,
-                     anchor="middle"),
-            )
-        )  # fmt: skip
-    share = sum(shares[1:4])
-    parts.append(text(last, top + 25, f"{100 * share:.1f} %", size=BODY, anchor="end", bold=True))
+    for column, share in enumerate(shares):
+        x = layout.left + layout.cell * column
+        parts.append(_cell(row, column, x, top, layout.cell, share / highest if highest else 0.0))
+    changed = f"{100 * sum(shares[column] for column in _CHANGED):.1f} %"
+    parts.append(text(layout.right, top + 25, changed, anchor="end", bold=True))
     return join(parts)
+
+
+def _cell(row: FlipRow, column: int, x: float, top: float, width: float, depth: float) -> Markup:
+    count, share = row.counts[column], _shares(row)[column]
+    changed = column in _CHANGED
+    role = step_role(depth) if changed else "raised"
+    ink = f"on-{role}" if changed else "mute"
+    middle = x + width / 2
+    tip = f"{row.label}: {' → '.join(_COLUMNS[column])}, {count:,} answers, {100 * share:.1f} %"
+    return pointed(
+        tip,
+        box(x + 1, top + 1, width - 2, _CELL - 2, fill=role, corner=3),
+        text(middle, top + 18, f"{count:,}", role=ink, anchor="middle", bold=changed),
+        text(middle, top + 33, f"{100 * share:.1f} %", size=SMALL - 1, role=ink, anchor="middle"),
+    )

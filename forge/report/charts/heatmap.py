@@ -116,8 +116,9 @@ def _block(block: HeatBlock, top: float, width: float, steps: _Steps) -> tuple[M
     for index, projection in enumerate(block.projections):
         y = top + _ROW * index
         label = projection.rsplit(".", 1)[-1]
-        parts.append(text(names - 8, y + 14, label, size=SMALL, role="mute", anchor="end",
-                          tip=projection))  # fmt: skip
+        parts.append(
+            text(names - 8, y + 14, label, size=SMALL, role="mute", anchor="end", tip=projection)
+        )
         for column, value in enumerate(block.values[index]):
             x = names + cell * column
             where = f"{block.label}, layer {block.layers[column]}, {projection}"
@@ -133,8 +134,9 @@ def _block(block: HeatBlock, top: float, width: float, steps: _Steps) -> tuple[M
     for column, layer in enumerate(block.layers):
         if layer % every == 0:
             x = names + cell * (column + 0.5)
-            parts.append(text(x, bottom + 14, str(layer), size=SMALL - 1, role="mute",
-                              anchor="middle"))  # fmt: skip
+            parts.append(
+                text(x, bottom + 14, str(layer), size=SMALL - 1, role="mute", anchor="middle")
+            )
     parts.append(text(names - 8, bottom + 14, "layer", size=SMALL - 1, role="mute", anchor="end"))
     return element("g", None, *parts), 22 + _ROW * len(block.projections) + 34
 

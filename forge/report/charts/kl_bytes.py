@@ -70,11 +70,13 @@ def kl_bytes(points: Sequence[KlPoint], *, width: float = WIDTH) -> Drawing:
         )
         for point in points
     ]
-    body = join((
-        left_axis(area, y_scale, "KL divergence (nats)"),
-        bottom_axis(area, x_scale, f"Size of the weights ({unit})"),
-        draw_points(drawn, area),
-    ))  # fmt: skip
+    body = join(
+        (
+            left_axis(area, y_scale, "KL divergence (nats)"),
+            bottom_axis(area, x_scale, f"Size of the weights ({unit})"),
+            draw_points(drawn, area),
+        )
+    )
     description = "; ".join(f"{point.label} {point.mean:.3g} nats" for point in points)
     return Drawing(
         "kl-against-bytes",

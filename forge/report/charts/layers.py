@@ -16,7 +16,8 @@ from forge.report.charts.drawing import (
     marker,
     pointed,
     text,
-)  # fmt: skip
+)
+from forge.report.charts.palette import series_role
 from forge.report.charts.scales import Scale, linear
 from forge.report.markup import Markup, join
 
@@ -92,9 +93,12 @@ def _panel(
     key, taken = (Markup(""), 0.0)
     if len(panel.series) > 1:
         key, taken = legend(
-            [series.label for series in panel.series], top=top + 22, left=4, width=width - 8,
+            [series.label for series in panel.series],
+            top=top + 22,
+            left=4,
+            width=width - 8,
             numbers=numbers,
-        )  # fmt: skip
+        )
     area = Area(56, top + 30 + taken, width - 18, top + 30 + taken + _PLOT)
     known = [value for series in panel.series for value in series.values if value is not None]
     y_scale = linear([*known, 0.0] if panel.zero else known, area.bottom, area.top, num_ticks=4)
@@ -129,7 +133,7 @@ def _line(
         runs[-1].append((x, y))
         tip = f"{series.label}, layer {layer}: {value:.4g} {panel.unit}"
         marks.append(pointed(tip, marker(index, x, y, 3)))
-    role = f"c{index % 8}"
+    role = series_role(index)
     lines = [curve(run, role=role, weight=1.6, dash=dash_of(index)) for run in runs if len(run) > 1]
     return join([*lines, *marks])
 

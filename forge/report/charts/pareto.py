@@ -59,7 +59,8 @@ def pareto(
         accuracy_name: Which accuracy it is, such as ``Macro-averaged accuracy``.
         width: In pixels.
     """
-    area = Area(64, 18, width - 18, _HEIGHT - 92)
+    height = _HEIGHT if width >= 600 else _HEIGHT + 34
+    area = Area(58, 18, width - 14, _HEIGHT - 92)
     x_scale, unit, size = bytes_scale(
         [point.memory_bytes for point in points], area.left, area.right
     )
@@ -87,20 +88,24 @@ def pareto(
         for point in points
     ]
     front = _front(drawn, area)
-    body = join((
-        left_axis(area, y_scale, f"{accuracy_name} (%)"),
-        bottom_axis(area, x_scale, f"{memory_name} ({unit})"),
-        curve(front, role="mute", weight=1.5, dash="5 4"),
-        draw_points(drawn, area, lines=_taken(front)),
-        _key([point.speed for point in points], fastest, area.left, _HEIGHT - 22, width),
-    ))  # fmt: skip
+    body = join(
+        (
+            left_axis(area, y_scale, f"{accuracy_name} (%)"),
+            bottom_axis(area, x_scale, f"{memory_name} ({unit})"),
+            curve(front, role="mute", weight=1.5, dash="5 4"),
+            draw_points(drawn, area, lines=_taken(front)),
+            _key(
+                [point.speed for point in points], fastest, area.left if width >= 600 else 8, width
+            ),
+        )
+    )
     best = ", ".join(point.label for point in points if point.on_front)
     return Drawing(
         "pareto",
         "Accuracy against memory",
         f"{accuracy_name} of {len(points)} models against {memory_name}. On the front: {best}.",
         width,
-        _HEIGHT,
+        height,
         body,
     )
 
@@ -137,10 +142,9 @@ def _tip(point: ParetoPoint) -> str:
     return tip if point.speed is None else f"{tip}, {point.speed:.1f} tokens/s"
 
 
-def _key(
-    speeds: Sequence[float | None], fastest: float, left: float, y: float, width: float
-) -> Markup:
+def _key(speeds: Sequence[float | None], fastest: float, left: float, width: float) -> Markup:
     """Explain filled and hollow marks, the dashed front, and how large a speed is drawn."""
+    y = _HEIGHT - 22
     filled = {"class": "f-mute s-paper", "fill": "#59626f", "stroke": "#ffffff"}
     hollow = {"class": "f-paper s-mute", "fill": "#ffffff", "stroke": "#59626f"}
     parts = [
@@ -154,7 +158,9 @@ def _key(
         return join(parts)
     known = [speed for speed in speeds if speed is not None]
     shown = sorted({float(f"{speed:.2g}") for speed in (min(known), fastest)})
-    x = max(left + 205, min(left + 320, width - 400))
+    x = left + 300
+    if width < 600:
+        x, y = left, y + 34
     parts.append(text(x, y, "decoded tokens/s:", size=SMALL, role="mute"))
     x += 112
     for speed in shown:
@@ -166,6 +172,6 @@ def _key(
         parts.append(text(x, y, label, size=SMALL, role="mute"))
         x += 8 * len(label) + 14
     if any(speed is None for speed in speeds):
-        note = "API and ensemble rows: one size"
+        note = "small: not measured"
         parts.append(text(x, y, note, size=SMALL, role="mute"))
     return join(parts)

@@ -18,7 +18,8 @@ from forge.report.charts.drawing import (
     marker,
     pointed,
     text,
-)  # fmt: skip
+)
+from forge.report.charts.palette import series_role
 from forge.report.markup import Markup, join
 
 _SIDE: Final = 176.0
@@ -72,9 +73,14 @@ def _plot(plot: ReliabilityPlot, left: float, top: float, cell: float) -> Markup
     area = Area(left + 36, top + 44, left + 36 + side, top + 44 + side)
     parts = [
         fitted(left + 4, top + 16, plot.label, cell - 12, bold=True),
-        text(left + 4, top + 33, f"calibration error {plot.calibration_error:.3f}", size=SMALL,
-             role="mute"),
-    ]  # fmt: skip
+        text(
+            left + 4,
+            top + 33,
+            f"calibration error {plot.calibration_error:.3f}",
+            size=SMALL,
+            role="mute",
+        ),
+    ]
     for share in (0.0, 0.5, 1.0):
         x, y = area.left + side * share, area.bottom - side * share
         parts += [line((area.left, y), (area.right, y)), line((x, area.top), (x, area.bottom))]
@@ -82,7 +88,7 @@ def _plot(plot: ReliabilityPlot, left: float, top: float, cell: float) -> Markup
             text(area.left - 6, y + 4, f"{share:g}", size=SMALL - 1, role="mute", anchor="end")
         )
     parts.append(line((area.left, area.bottom), (area.right, area.top), role="axis", dash="4 3"))
-    role = f"c{plot.series % 8}"
+    role = series_role(plot.series)
     points = [
         (area.left + side * confidence, area.bottom - side * accuracy)
         for _, _, _, confidence, accuracy in plot.bins
@@ -106,16 +112,17 @@ def _counts(plot: ReliabilityPlot, area: Area, role: str) -> Markup:
         x, wide = area.left + area.width * low, area.width * (high - low)
         bar = box(x + 1, bottom - height, wide - 2, height, fill=role)
         parts.append(pointed(_tip(plot, found), bar))
-    parts.append(text(area.left - 6, top + 8, str(most), size=SMALL - 1, role="mute",
-                      anchor="end"))  # fmt: skip
+    parts.append(text(area.left - 6, top + 8, str(most), size=SMALL - 1, role="mute", anchor="end"))
     parts.append(text(area.left - 6, bottom, "0", size=SMALL - 1, role="mute", anchor="end"))
     for share in (0.0, 0.5, 1.0):
         x = area.left + area.width * share
-        parts.append(text(x, bottom + 14, f"{share:g}", size=SMALL - 1, role="mute",
-                          anchor="middle"))  # fmt: skip
+        parts.append(
+            text(x, bottom + 14, f"{share:g}", size=SMALL - 1, role="mute", anchor="middle")
+        )
     middle = (area.left + area.right) / 2
-    parts.append(text(middle, bottom + 30, "confidence", size=SMALL - 1, role="mute",
-                      anchor="middle"))  # fmt: skip
+    parts.append(
+        text(middle, bottom + 30, "confidence", size=SMALL - 1, role="mute", anchor="middle")
+    )
     return join(parts)
 
 

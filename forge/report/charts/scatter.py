@@ -9,6 +9,7 @@ from typing import Final
 from forge.report.charts.axes import Area
 from forge.report.charts.drawing import SMALL, line, marker, pointed, text
 from forge.report.charts.letters import shorten, width
+from forge.report.charts.palette import series_role
 from forge.report.charts.placement import Anchor, Box, place
 from forge.report.charts.scales import Scale, linear
 from forge.report.markup import Markup, join
@@ -83,12 +84,14 @@ def draw_points(points: Sequence[Point], area: Area, *, lines: Sequence[Box] = (
 def _interval(point: Point) -> Markup:
     if point.low is None or point.high is None:
         return Markup("")
-    role = f"c{point.series % 8}"
-    return join((
-        line((point.x, point.low), (point.x, point.high), role=role, weight=1.5),
-        line((point.x - 4, point.low), (point.x + 4, point.low), role=role, weight=1.5),
-        line((point.x - 4, point.high), (point.x + 4, point.high), role=role, weight=1.5),
-    ))  # fmt: skip
+    role = series_role(point.series)
+    return join(
+        (
+            line((point.x, point.low), (point.x, point.high), role=role, weight=1.5),
+            line((point.x - 4, point.low), (point.x + 4, point.low), role=role, weight=1.5),
+            line((point.x - 4, point.high), (point.x + 4, point.high), role=role, weight=1.5),
+        )
+    )
 
 
 def _name(point: Point, label: str, found: Box) -> Markup:

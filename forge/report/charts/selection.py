@@ -5,11 +5,12 @@ Charts take plain numbers; this is the one place that knows where in a compariso
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from forge.report.charts.drawing import WIDTH, Drawing
+from forge.report.charts.drawing import NARROW, WIDTH, Drawing
 from forge.report.charts.flips import FlipRow, flip_matrix
 from forge.report.charts.forest import ForestRow, forest
 from forge.report.charts.heatmap import HeatBlock, heat_map
@@ -51,6 +52,20 @@ def groups(comparison: Comparison, *, width: float = WIDTH) -> dict[str, Group]:
     return {name: draw(comparison, width) for name, draw in kinds.items()}
 
 
+def narrow_groups(comparison: Comparison) -> dict[str, Group]:
+    """Return those charts that have a form of their own for narrow screens."""
+    found = groups(comparison, width=NARROW)
+    return {
+        name: group if isinstance(group, str) else tuple(_renamed(drawing) for drawing in group)
+        for name, group in found.items()
+        if name in {"pareto", "differences", "flips", "kl"}
+    }
+
+
+def _renamed(drawing: Drawing) -> Drawing:
+    return dataclasses.replace(drawing, name=f"{drawing.name}-narrow", narrow=True)
+
+
 def all_charts(comparison: Comparison) -> dict[str, str]:
     """Return every chart as the text of an SVG file, by the name of the file without suffix."""
     return {
@@ -84,9 +99,13 @@ def _pareto(comparison: Comparison, width: float) -> Group:
         for point in found.points
     ]
     return (
-        pareto(points, memory_name=MEMORY_NAMES.get(found.memory_is, found.memory_is),
-               accuracy_name="Micro-averaged accuracy", width=width),
-    )  # fmt: skip
+        pareto(
+            points,
+            memory_name=MEMORY_NAMES.get(found.memory_is, found.memory_is),
+            accuracy_name="Micro-averaged accuracy",
+            width=width,
+        ),
+    )
 
 
 def _forest(comparison: Comparison, width: float) -> Group:
@@ -98,8 +117,17 @@ def _forest(comparison: Comparison, width: float) -> Group:
         overall = pair.overall
         verdict, status = _VERDICTS[overall.verdict]
         ends = (100 * overall.interval.low, 100 * overall.interval.high)
-        rows.append(ForestRow(pair.variant, pair.baseline, places[pair.variant],
-                              100 * overall.difference, *ends, verdict, status))  # fmt: skip
+        rows.append(
+            ForestRow(
+                pair.variant,
+                pair.baseline,
+                places[pair.variant],
+                100 * overall.difference,
+                *ends,
+                verdict,
+                status,
+            )
+        )
     return (forest(rows, margin=100 * comparison.settings.margin, width=width),)
 
 
@@ -127,11 +155,18 @@ def _flips(comparison: Comparison, width: float) -> Group:
 def _kl(comparison: Comparison, width: float) -> Group:
     places = _places(comparison)
     points = [
-        KlPoint(found.variant, places[found.variant], found.weight_bytes, found.mean, found.median,
-                found.p99, found.same_top_share)
+        KlPoint(
+            found.variant,
+            places[found.variant],
+            found.weight_bytes,
+            found.mean,
+            found.median,
+            found.p99,
+            found.same_top_share,
+        )
         for found in comparison.divergences
         if found.weight_bytes
-    ]  # fmt: skip
+    ]
     if not points:
         return "No divergence was measured; `forge divergence` does."
     return (kl_bytes(points, width=width),)
@@ -171,9 +206,14 @@ def _layers(comparison: Comparison, width: float) -> Group:
     )
     places = _places(comparison)
     return (
-        layer_panels([panel], name="divergence-by-layer", title="Divergence by layer",
-                     places=[places[found.variant] for found in measured], width=width),
-    )  # fmt: skip
+        layer_panels(
+            [panel],
+            name="divergence-by-layer",
+            title="Divergence by layer",
+            places=[places[found.variant] for found in measured],
+            width=width,
+        ),
+    )
 
 
 def _reliability(comparison: Comparison, width: float) -> Group:
@@ -199,9 +239,13 @@ def _merges(comparison: Comparison, width: float) -> Group:
         panels = _merge_panels(found)
         if panels:
             drawings.append(
-                layer_panels(panels, name=_numbered("merge", len(drawings) + 1),
-                             title=f"{found.model}: how models met ({found.method})", width=width)
-            )  # fmt: skip
+                layer_panels(
+                    panels,
+                    name=_numbered("merge", len(drawings) + 1),
+                    title=f"{found.model}: how models met ({found.method})",
+                    width=width,
+                )
+            )
     return tuple(drawings) or "No model here is a merge that recorded what it measured."
 
 
