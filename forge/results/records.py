@@ -226,11 +226,16 @@ class LayerError:
 
     Attributes:
         layer: Its number, from 0.
-        relative_error: ``‖variant − reference‖ / ‖reference‖`` over all tokens.
+        relative_error: ``‖variant − reference‖ / ‖reference‖`` over all tokens, both models run
+            on their own, so that errors of the blocks before are in it.
+        own_error: Error of this block alone: both blocks are given the reference's input, and the
+            norm of their difference is relative to that of what the reference's block adds to
+            its input. ``None`` where it was not measured.
     """
 
     layer: int
     relative_error: float
+    own_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
