@@ -136,7 +136,7 @@ def verdicts(
             *_dominations(dominated.get(model.label, ())),
             *_losses(pair),
             *_doubts(row, table),
-            *_shifts(pair, own),
+            *_shifts(model, pair, own),
             *_noise(profile),
             *_licence(model),
         ]
@@ -283,8 +283,9 @@ def _doubts(row: ScoreRow | None, table: ScoreTable | None) -> Iterator[str]:
         yield f"Answers without choosing an option on {figures.listed(missing)}."
 
 
-def _shifts(pair: Pair | None, divergences: Sequence[Divergence]) -> Iterator[str]:
-    if pair is not None and pair.flips.changed_share > MANY_FLIPS:
+def _shifts(model: Model, pair: Pair | None, divergences: Sequence[Divergence]) -> Iterator[str]:
+    # A quantization is to leave answers alone; a merge or another model is not.
+    if model.format is not None and pair is not None and pair.flips.changed_share > MANY_FLIPS:
         yield f"Changes {figures.percent(pair.flips.changed_share)} % of the answers."
     for found in divergences:
         if found.p99 > LARGE_P99:

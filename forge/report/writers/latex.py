@@ -1,7 +1,7 @@
 r"""A comparison's tables as LaTeX with booktabs: a document that compiles, and tables to copy.
 
 All text is escaped. Characters of European languages pass as they are; others have no glyph in
-LaTeX's own fonts, and are written as their code point, ``[U+4E2D]``, instead of being lost.
+LaTeX's own fonts, and are written as their code point, ``(U+4E2D)``, instead of being lost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _SPECIAL: Final = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     "\N{MINUS SIGN}": "$-$", "≈": r"$\approx$", "–": "--", "—": "---", "†": r"$^{\dagger}$",
     "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}", "‖": r"$\Vert$", "\N{NO-BREAK SPACE}": "~",
+    # At the beginning of a row these would be read as an option of the line break before it.
+    "[": "{[}", "]": "{]}", "*": "{*}",
     "“": "``", "”": "''", "‘": "`", "’": "'", "µ": r"$\mu$",
 }  # fmt: skip
 _LAST_LETTER: Final = 0x17F
@@ -69,7 +71,7 @@ def _letter(letter: str) -> str:
         return " "
     if letter.isprintable() and ord(letter) <= _LAST_LETTER:
         return letter
-    return f"[U+{ord(letter):04X}]"
+    return f"(U+{ord(letter):04X})"
 
 
 def _table(grid: Grid) -> str:
