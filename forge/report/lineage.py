@@ -11,7 +11,6 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Final
 
 from forge.recipes.document import dump_yaml
@@ -19,6 +18,8 @@ from forge.report.comparison import InputFile, Lineage, Parent
 from forge.report.lineup import Entry, Lineup, measured
 from forge.results.records import Json, ModelRecord
 
+_PRIVATE: Final = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
+_SEPARATORS: Final = re.compile(r"[/\\]")
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 _MODEL_KEYS: Final = frozenset({"model", "base_model", "path"})
 _DIGESTS: Final = ("xxh3_128_tree", "xxh3_128", "sha256")
@@ -32,7 +33,7 @@ def public_name(location: str) -> str:
         location: A path, a repository on the Hub, or either with an adapter behind ``+``.
     """
     return "+".join(
-        PurePath(part).name or part if part.startswith(("/", "~")) or "\\" in part else part
+        _SEPARATORS.split(part.rstrip("/\\"))[-1] if _PRIVATE.match(part) else part
         for part in location.split("+")
     )
 
