@@ -70,7 +70,20 @@ class Board:
             for place, evaluation in self.evaluations.items()
             if evaluation.metrics.get(f"{mode}/accuracy", 0.0) is not None
         }
-        return replace(self, evaluations=kept)
+        asked = {task for _, task, _ in kept}
+        return replace(
+            self, tasks=tuple(task for task in self.tasks if task in asked), evaluations=kept
+        )
+
+    def any_shared(self) -> bool:
+        """Return whether two models were asked the same question with the same examples."""
+        asked: set[tuple[int, str]] = set()
+        for (_, _, seed), evaluation in self.evaluations.items():
+            questions = {(seed, digest) for digest, _ in evaluation.items}
+            if asked & questions:
+                return True
+            asked |= questions
+        return False
 
     def models(self) -> frozenset[str]:
         """Return the fingerprints of the models that answered anything."""
@@ -140,7 +153,7 @@ def boards(
         suite: Name of the only suite to show.
 
     Returns:
-        The boards; the one that verdicts rest on first, if any is by choice: the one with most
+        The boards; if any is by choice, the one that verdicts rest on first: the one with most
         models, then most answers, then the first name.
 
     Raises:

@@ -90,9 +90,10 @@ def compare(
         reader = AnswerReader(store, store.items())
         basis = None
         if found and found[0].key.kind == "choice":
-            basis = Basis(found[0].scored_in(mode), reader, mode, margin)
+            scored = found[0].scored_in(mode)
+            basis = Basis(scored, reader, mode, margin) if scored.evaluations else None
         pairs, families = _pairs(basis, lineup)
-        _check_shared(basis, pairs, lineup)
+        _check_shared(basis)
         tables = _tables(found, reader, lineup, pairs, mode=mode)
         shown = lineup.models()
         settings = Settings(
@@ -210,15 +211,13 @@ def _pairs(basis: Basis | None, lineup: Lineup) -> tuple[tuple[Pair, ...], tuple
     return pairs, families
 
 
-def _check_shared(basis: Basis | None, pairs: Sequence[Pair], lineup: Lineup) -> None:
+def _check_shared(basis: Basis | None) -> None:
     """Refuse models that were all asked different questions."""
-    if basis is None or len(basis.board.models()) < 2 or pairs:
-        return
-    if any(entry.baseline is not None for entry in lineup.entries):
+    if basis is not None and len(basis.board.models()) > 1 and not basis.board.any_shared():
         raise ResultsError(
-            f"The models share no question of suite '{basis.board.key.suite}' with what they are "
-            "compared with, so there is nothing to compare. Evaluate them on the same tasks with "
-            "'forge eval', or choose others with --models or --baseline."
+            f"The models share no question of suite '{basis.board.key.suite}', so there is "
+            "nothing to compare. Evaluate them on the same tasks with 'forge eval', or choose "
+            "others with --models."
         )
 
 
@@ -255,17 +254,14 @@ def _tables(
             continue
         for each in (mode, *(other for other in MODES if other != mode)):
             primary = number == 0 and each == mode
-            carried: Daggers = daggers if primary else {}
-            tables.append(
-                choice_table(
-                    board.scored_in(each),
-                    reader,
-                    lineup,
-                    mode=each,
-                    primary=primary,
-                    daggers=carried,
+            scored = board.scored_in(each)
+            if scored.evaluations:
+                carried: Daggers = daggers if primary else {}
+                tables.append(
+                    choice_table(
+                        scored, reader, lineup, mode=each, primary=primary, daggers=carried
+                    )
                 )
-            )
     return tuple(tables)
 
 

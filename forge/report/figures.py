@@ -21,8 +21,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def points(difference: float | None) -> str:
-    """Return a difference of shares in points, with its sign: ``+1.2``."""
-    return MISSING if difference is None else words.points(difference)
+    """Return a difference of shares in points, with its sign: ``+1.2``, ``0.0``."""
+    if difference is None:
+        return MISSING
+    text = words.points(difference)
+    return "0.0" if text == "+0.0" else text
 
 
 def points_interval(interval: Interval) -> str:

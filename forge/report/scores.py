@@ -16,6 +16,7 @@ import numpy as np
 
 from forge.report.boards import AnswerReader, Board
 from forge.report.comparison import Average, Score, ScoreRow, ScoreTable, Standing, Task
+from forge.report.figures import plural
 from forge.report.lineup import Lineup
 from forge.results.answers import Mode
 from forge.results.records import EvaluationRecord, Json
@@ -107,7 +108,8 @@ def text_tables(board: Board, lineup: Lineup) -> tuple[ScoreTable, ...]:
             for task in board.tasks
             if (cell := _text_cell(board, model, task, name)) is not None
         }
-        tables.append(_table(board, cells, lineup, {}, metric=name, mode=None, primary=False))
+        measured = replace(board, tasks=tuple(sorted({task for _, task in cells})))
+        tables.append(_table(measured, cells, lineup, {}, metric=name, mode=None, primary=False))
     return tuple(tables)
 
 
@@ -281,7 +283,7 @@ def _majority(board: Board, reader: AnswerReader, task: str, cells: Cells) -> fl
 def _notes(label: str, found: Mapping[str, _Cell | None], usual: Mapping[str, Asked]) -> list[str]:
     lacking = [task for task, cell in found.items() if cell is None]
     other = [
-        f"{task} ({cell.num_items} items, {len(cell.values)} seeds)"
+        f"{task} ({plural(cell.num_items, 'item')}, {plural(len(cell.values), 'seed')})"
         for task, cell in found.items()
         if cell is not None and cell.asked != usual[task]
     ]

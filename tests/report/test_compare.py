@@ -319,7 +319,7 @@ def test_models_that_share_no_task(tmp_path: Path) -> None:
     with store_at(tmp_path) as store:
         for label in ("a", "b"):
             add_choices(store, add_model(store, label), f"task {label}", [choice(0)])
-    with pytest.raises(ResultsError, match="share no question of suite 'planted'"):
+    with pytest.raises(ResultsError, match="share no question of suite 'planted', so"):
         compare(tmp_path / "results.db")
 
 
@@ -327,6 +327,18 @@ def test_models_that_share_no_task(tmp_path: Path) -> None:
 def test_a_margin_out_of_range(planted: Path, margin: float) -> None:
     with pytest.raises(ResultsError, match="points is out of range"):
         compare(planted, margin=margin)
+
+
+def test_a_source_that_was_not_asked_leaves_verdicts_open_and_tables_whole(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        source = add_model(store, "a", weight_bytes=10)
+        add_profile(store, source, decode_s=0.1, prefill_s=1.0, peak=9)
+        for label in ("b", "c"):
+            add_choices(store, add_model(store, label), "t", [choice(0)] * 8)
+    found = compare(tmp_path / "results.db")
+    assert found.pairs == ()
+    assert [row.model for row in found.tables[0].rows] == ["b", "c"]
+    assert verdict_of(found, "b").headline == "Not measured against a: they share no question"
 
 
 def test_unknown_names_come_with_a_guess(planted: Path) -> None:

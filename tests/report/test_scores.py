@@ -181,3 +181,26 @@ def test_answers_in_words_have_a_table_for_each_metric(comparison: Comparison) -
     same = values[world.SAME]
     assert same is not None
     assert (same.value, same.missing) == (0.29, 0.1)
+
+
+def test_a_metric_that_only_some_tasks_have_is_a_table_of_those(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        model = add_model(store, "a")
+        world.add_texts(store, model, "why", {"rougeL": 0.3, "rougeL_se": 0.1})
+        world.add_texts(store, model, "how", {"rougeL": 0.5, "decision_accuracy": 0.75})
+    tables = {table.metric: table for table in compare(tmp_path / "results.db").tables}
+    assert sorted(tables) == ["decision_accuracy", "rougeL"]
+    assert [task.name for task in tables["decision_accuracy"].tasks] == ["how"]
+    macro = row_of(tables["rougeL"], "a").macro
+    assert macro is not None
+    assert macro.value == pytest.approx(0.4)
+
+
+def test_a_mode_that_no_answer_carries_has_no_table(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        trio = add_model(store, "trio", kind="ensemble")
+        found = add_choices(store, trio, "t", [choice(0)] * 8)
+        metrics = {"constrained/accuracy": 0.5, "unconstrained/accuracy": None}
+        store.add_evaluation(replace(found, key="0" * 32, task="u", metrics=metrics), [])
+    tables = compare(tmp_path / "results.db").tables
+    assert [[task.name for task in table.tasks] for table in tables] == [["t", "u"], ["t"]]
