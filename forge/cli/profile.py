@@ -11,20 +11,14 @@ from forge.cli.options import RESUMABLE_KEY, debug_option, json_option
 from forge.cli.profile_progress import open_turn_progress
 
 
-class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """One whole number, or several with commas between them."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in str(value).split(",")]
-        if not all(word.isdecimal() for word in words):
-            self.fail(f"'{value}' is no number; write one such as 4, or several: 1,4,16.", param)
-        return tuple(int(word) for word in words)
+def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read one whole number, or several with commas between them."""
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise click.BadParameter(
+            f"'{value}' is no number; write one such as 4, or several: 1,4,16."
+        )
+    return tuple(int(word) for word in words)
 
 
 @click.command("profile")
@@ -33,11 +27,11 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     "--baseline", metavar="NAME", help="Model that ratios are against.  [default: the first]"
 )
 @click.option(
-    "--batch", "batches", metavar="N,...", type=_Numbers(), default="1", show_default=True,
+    "--batch", "batches", metavar="N,...", callback=_numbers, default="1", show_default=True,
     help="Sequences at once; several are swept.",
 )  # fmt: skip
 @click.option(
-    "--prompt-tokens", metavar="N,...", type=_Numbers(), default="128", show_default=True,
+    "--prompt-tokens", metavar="N,...", callback=_numbers, default="128", show_default=True,
     help="Tokens of each prompt; several are swept.",
 )  # fmt: skip
 @click.option(

@@ -80,7 +80,10 @@ def vocabulary_size(config: Mapping[str, object]) -> int | None:
 
 
 def _key_heads(text: Mapping[str, object], heads: int) -> int:
-    if text.get("multi_query") and not text.get("new_decoder_architecture"):
+    if text.get("new_decoder_architecture"):
+        # transformers repeats Falcon's keys for every query head before it keeps them.
+        return heads
+    if text.get("multi_query"):
         return 1
     return _number(text, _KEY_HEADS) or heads
 

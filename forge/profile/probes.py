@@ -239,7 +239,10 @@ def _weights(model: PreTrainedModel) -> Iterator[torch.Tensor]:
 def _cached_tensors(cache: Any) -> Iterator[torch.Tensor]:
     for layer in getattr(cache, "layers", ()):
         parts: Mapping[str, object] = vars(layer)
-        yield from (part for part in parts.values() if isinstance(part, torch.Tensor))
+        for part in parts.values():
+            # A layer also keeps counters, which are tensors of one element.
+            if isinstance(part, torch.Tensor) and part.ndim > 1:
+                yield part
 
 
 def _tokens_of(output: Any) -> list[int]:
