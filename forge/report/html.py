@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from importlib.resources import files as resources
 from string import Template
-from typing import Final
-from urllib.parse import quote
 
 from forge.core.errors import OutputError
 from forge.report.charts import groups, narrow_groups
@@ -39,8 +36,6 @@ from forge.report.sections.parts import Section, figures
 from forge.report.sections.profile_table import profile_table
 from forge.report.sections.score_tables import score_tables
 
-_PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
-
 
 def render_page(comparison: Comparison, *, files: Sequence[str] = ()) -> str:
     """Return a comparison as the text of one HTML file.
@@ -56,9 +51,9 @@ def render_page(comparison: Comparison, *, files: Sequence[str] = ()) -> str:
     sections = [*_sections(comparison), downloads(_checked(files))]
     style = f"\n{style_sheet()}\n{_part('page.css')}"
     script = f"\n{_part('page.js')}"
+    places = [("choice", "Which to release"), *((part.name, part.title) for part in sections)]
     links = (
-        element("li", None, element("a", {"href": f"#{section.name}"}, section.title))
-        for section in sections
+        element("li", None, element("a", {"href": f"#{name}"}, title)) for name, title in places
     )
     body = join((opening(comparison), *(section.rendered() for section in sections)))
     policy = (
@@ -109,10 +104,10 @@ def _sections(comparison: Comparison) -> list[Section]:
 
 def _checked(files: Sequence[str]) -> tuple[str, ...]:
     for name in files:
-        if _PATH.fullmatch(name) is None or ".." in name:
-            msg = f"{name!r} is no plain path below the report's folder, so it cannot be linked."
+        if not name.isprintable() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+            msg = f"{name!r} is no path below the report's folder, so it cannot be linked."
             raise OutputError(msg)
-    return tuple(quote(name) for name in files)
+    return tuple(files)
 
 
 def _part(name: str) -> str:

@@ -36,8 +36,10 @@ def write_png(svg: str, path: Path) -> None:
         raise MissingExtraError(msg) from error
     try:
         content = vl_convert.svg_to_png(svg, scale=_SCALE)
-    except ValueError as error:
-        msg = f"{path}: the drawing cannot be rendered as PNG: {error}"
+    except (RuntimeError, ValueError) as error:
+        # Below the first line the renderer prints the stack of its own process.
+        reason = str(error).partition("\n")[0]
+        msg = f"{path} cannot be rendered from its drawing: {reason}"
         raise OutputError(msg) from error
     try:
         path.write_bytes(content)

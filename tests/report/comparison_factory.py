@@ -111,8 +111,8 @@ def comparison() -> Comparison:
         pareto=Pareto("peak_resident", tuple(_point(label) for label in LOCAL), ()),
         divergences=tuple(_divergence(label, chance) for label in QUANTIZED),
         reliability=tuple(_reliability(label, chance) for label in (*LOCAL, API)),
-        quantization_errors=tuple(
-            _errors(label, chance, size) for label, size in ((QUANTIZED[0], 1.0), (QUANTIZED[2], 1.7))
+        quantization_errors=(
+            _errors(QUANTIZED[0], chance, 1.0), _errors(QUANTIZED[2], chance, 1.7),
         ),
         merges=tuple(_merge(label, chance) for label in (DARE, "demo-ties", "demo-slerp")),
         lineage=tuple(_lineage(label) for label in LOCAL),
@@ -260,7 +260,8 @@ def _profile(label: str, *, batch: int = 1, prompt: int = 512) -> Profile:
         if compared else None,
         energy_j_per_token=None,
         memory=(
-            ("weights_on_disk", _BYTES[label] * 10**6), ("weights_in_memory", _BYTES[label] * 10**6),
+            ("weights_on_disk", _BYTES[label] * 10**6),
+            ("weights_in_memory", _BYTES[label] * 10**6),
             ("peak_allocated", None), ("peak_reserved", None), ("driver", None),
             ("peak_resident", peak), ("kv_per_token", 46_080),
         ),
@@ -344,7 +345,8 @@ def _difference(task: str | None, count: int, value: float, half: float) -> Diff
     gained = max(0, lost + int(count * value))
     p_value = 0.0004 if low > 0 or high < 0 else 0.31
     return Difference(task, count, count, 3, 0.45 + value, 0.45, value, Interval(low, high),
-                      p_value, min(1.0, p_value * 8), p_value < 0.005, gained, lost, verdict)  # fmt: skip
+                      p_value, min(1.0, p_value * 8), p_value < 0.005, gained, lost,
+                      verdict)  # fmt: skip
 
 
 def _pair(label: str, chance: random.Random) -> Pair:
@@ -425,9 +427,10 @@ def _errors(label: str, chance: random.Random, size: float) -> QuantizationError
         )
         for layer in range(_NUM_LAYERS)
     )  # fmt: skip
-    return QuantizationErrors(label, "Relative error of each projection's output on the calibration "
-                              "set", tuple(range(_NUM_LAYERS)), _PROJECTIONS, values,
-                              "model.layers.29.mlp.down_proj")  # fmt: skip
+    return QuantizationErrors(
+        label, "Relative error of each projection's output", tuple(range(_NUM_LAYERS)),
+        _PROJECTIONS, values, "model.layers.29.mlp.down_proj",
+    )  # fmt: skip
 
 
 def _merge(label: str, chance: random.Random) -> Merge:

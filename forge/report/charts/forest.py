@@ -64,17 +64,21 @@ def forest(rows: Sequence[ForestRow], *, margin: float, width: float = WIDTH) ->
         width: In pixels.
     """
     wide = width >= 600
-    names, figures, row_height = (220.0, 250.0, _ROW) if wide else (4.0, 0.0, _STACKED_ROW)
+    names, figures, row_height = (220.0, 250.0, _ROW) if wide else (16.0, 0.0, _STACKED_ROW)
     groups = list(dict.fromkeys(row.against for row in rows))
     bottom = 34 + row_height * len(rows) + _GROUP * len(groups)
-    area = Area(names, 26, width - figures - (18 if wide else 6), bottom)
+    area = Area(names, 26, width - figures - 18, bottom)
     reached = [end for row in rows for end in (row.low, row.high)]
     scale = linear([*reached, 0.0, -1.4 * margin, 0.4 * margin], area.left, area.right)
     parts = [_ground(area, scale, margin)]
     y = area.top + 4
     for against in groups:
-        room = (names if wide else width) - 12
-        parts.append(fitted(4, y + 17, f"against {against}", room, size=SMALL, role="mute"))
+        room, left = (names - 12, 4.0) if wide else (area.width - 8, names + 4)
+        parts.append(
+            fitted(
+                left, y + 17, f"against {against}", room, size=SMALL, role="mute", outlined=not wide
+            )
+        )
         y += _GROUP
         for row in (row for row in rows if row.against == against):
             draw = _row if wide else _stacked_row

@@ -89,7 +89,7 @@ def _cheapest(
         if best is not None and best[0] <= ring:
             break
         for preference, angle in enumerate(_ANGLES):
-            found = _beside(anchor, anchor.radius + 4 + ring, math.radians(angle))
+            found = _moved_in(_beside(anchor, anchor.radius + 4 + ring, math.radians(angle)), area)
             inside = (
                 found.left >= area.left
                 and found.right <= area.right
@@ -116,6 +116,17 @@ def _beside(anchor: Anchor, distance: float, angle: float) -> Box:
         middle_x + anchor.width / 2,
         middle_y + anchor.height / 2,
     )
+
+
+def _moved_in(box: Box, area: Area) -> Box:
+    """Return a box that sticks out at a side of the area, moved along its line until it does not.
+
+    It is moved by less than half of its width, so that it stays on its side of the point.
+    """
+    shift = max(0.0, area.left - box.left) - max(0.0, box.right - area.right)
+    if abs(shift) >= (box.right - box.left) / 2:
+        return box
+    return Box(box.left + shift, box.top, box.right + shift, box.bottom)
 
 
 def _snap(direction: float) -> float:

@@ -141,30 +141,41 @@ def _profile_tiles(comparison: Comparison, label: str) -> Iterable[tuple[str, st
 
 
 def _profile(comparison: Comparison, label: str) -> Profile | None:
-    return next((found for name, found in comparison.profiles.rows if name == label), None)
+    found = dict(comparison.profiles.rows).get(label)
+    return None if found is None or found.status != "ok" else found
 
 
 def _verdict(comparison: Comparison, verdict: Verdict) -> Markup:
     status, word = VERDICTS[verdict.kind]
     chosen = element("span", {"class": "chosen"}, " · to release") if verdict.recommended else EMPTY
-    against = list(verdict.against)
-    if verdict.dominated_by:
-        names = ", ".join(verdict.dominated_by)
-        sentence = f"At least as good in accuracy, memory and speed, and better in one: {names}."
-        against.append(sentence)
-    if verdict.items_to_decide is not None:
-        against.append(f"About {verdict.items_to_decide:,} questions would decide.")
     name = element("span", {"class": "name"}, swatch(comparison, verdict.model), verdict.model)
     body = element(
         "div",
         None,
         element("p", None, name, chosen),
         element("p", None, f"{verdict.headline.rstrip('.')}."),
-        bullets(verdict.reasons),
-        bullets(against, role="against"),
+        _reasons(verdict),
     )
     state = element("div", None, pill(status, word))
     return element("li", None, state, body, _key(comparison, verdict.model))
+
+
+def _reasons(verdict: Verdict) -> Markup:
+    """Fold the reasons, so that all verdicts are seen at once; open those of the choice."""
+    counts = [
+        f"{len(sentences)} {noun if len(sentences) == 1 else noun + 's'}"
+        for sentences, noun in ((verdict.reasons, "reason"), (verdict.against, "objection"))
+        if sentences
+    ]
+    if not counts:
+        return EMPTY
+    return element(
+        "details",
+        {"class": "reasons", "open": verdict.recommended},
+        element("summary", None, " · ".join(counts)),
+        bullets(verdict.reasons),
+        bullets(verdict.against, role="against"),
+    )
 
 
 def _key(comparison: Comparison, label: str) -> Markup:

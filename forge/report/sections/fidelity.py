@@ -50,7 +50,7 @@ def quantization_errors(comparison: Comparison, group: Group) -> Section:
     parts = [
         figures(
             group,
-            "One scale of colours for all; a white cell was not measured.",
+            "One scale of colours for all; an empty cell was not measured.",
             title="Error by layer and projection",
         ),
         *(paragraph(sentence, role="small mute") for sentence in worst),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import quote
 
 from forge.report.comparison import Comparison
 from forge.report.markup import element, join
@@ -107,6 +108,6 @@ def downloads(files: tuple[str, ...]) -> Section:
     ]
     if files:
         parts.append(element("p", None, "Files that were written beside this page:"))
-        links = (element("li", None, element("a", {"href": name}, name)) for name in files)
+        links = (element("li", None, element("a", {"href": quote(name)}, name)) for name in files)
         parts.append(element("ul", {"class": "columns"}, *links))
     return Section("downloads", "Downloads", join(parts))

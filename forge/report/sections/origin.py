@@ -66,21 +66,21 @@ def _one(comparison: Comparison, found: Lineage) -> Markup:
     title = join((swatch(comparison, found.model), found.model))
     body: list[Markup] = []
     if found.commands:
-        body += [element("h4", None, "Commands"), code("\n".join(found.commands))]
+        body += [element("h3", None, "Commands"), code("\n".join(found.commands))]
     if found.recipe is not None:
         name = (
             f"Recipe, resolved ({found.recipe_file})" if found.recipe_file else "Recipe, resolved"
         )
-        body += [element("h4", None, name), code(found.recipe)]
+        body += [element("h3", None, name), code(found.recipe)]
     if found.parents:
-        body += [element("h4", None, "Parents"), *(_parent(parent) for parent in found.parents)]
+        body += [element("h3", None, "Parents"), *(_parent(parent) for parent in found.parents)]
     facts = [*found.versions]
     if found.content_digest is not None:
         facts.append(("digest of all tensors", found.content_digest))
     if facts:
-        body += [element("h4", None, "Versions and digest"), pairs(facts)]
+        body += [element("h3", None, "Versions and digest"), pairs(facts)]
     if found.notices:
-        body += [element("h4", None, "Notices"), bullets(found.notices)]
+        body += [element("h3", None, "Notices"), bullets(found.notices)]
     if not body:
         body.append(paragraph("It was not made by forge; nothing is recorded.", role="mute"))
     return fold(title, *body)

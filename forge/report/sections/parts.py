@@ -165,7 +165,7 @@ def fold(summary: str, *parts: str, identity: str | None = None) -> Markup:
 def code(text: str) -> Markup:
     """Lay out text that can be copied."""
     # A first line break inside <pre> would be swallowed; text from recipes may begin with one.
-    body = element("pre", {"tabindex": 0}, "\n" if text.startswith("\n") else "", text)
+    body = element("pre", None, "\n" if text.startswith("\n") else "", text)
     return element("div", {"class": "code"}, body)
 
 

@@ -77,12 +77,12 @@ def _table(comparison: Comparison, found: ScoreTable, number: int) -> Markup:
         None,
     )
     baselines = [task.majority for task in found.tasks]
-    unit = "percent" if found.metric == "accuracy" else found.metric
+    mode = "" if found.mode is None else f", {found.mode} scoring"
     return table(
         f"scores-{number}",
         columns,
         [_row(comparison, row) for row in found.rows],
-        caption=f"{_name(found)}, in {unit}.",
+        caption=f"{found.metric.capitalize()}{mode}, in percent.",
         picked=picked,
         foot=[_majority(found)] if any(share is not None for share in baselines) else [],
     )
