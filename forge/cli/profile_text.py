@@ -126,22 +126,20 @@ def _title(found: Profiles, session: Session) -> str:
 def _memory_table(
     found: Profiles, session: Session, labels: Mapping[str, str], width: int | None
 ) -> str:
-    is_gpu = session.setting.device != "cpu"
     heads = ["model", "method", "format", "bits", "group", "on disk", "in memory", "KV / token"]
-    heads += ["allocated", "reserved", "driver"] if is_gpu else ["peak loading", "peak running"]
-    heads += ["peak"] if not is_gpu else []
+    names = ["weights_on_disk", "weights_in_memory", "kv_per_token"]
+    if session.setting.device == "cpu":
+        heads += ["peak loading", "peak running"]
+        names += ["peak_resident_loading", "peak_resident_running"]
+    else:
+        heads += ["allocated", "reserved", "driver", "host"]
+        names += ["peak_allocated", "peak_reserved", "driver", "peak_resident"]
     rows = []
     for model, profile in zip(found.models, session.profiles, strict=True):
-        memory = profile.memory
-        names = ["weights_on_disk", "weights_in_memory", "kv_per_token"]
-        names += (
-            ["peak_allocated", "peak_reserved", "driver"] if is_gpu
-            else ["peak_resident_loading", "peak_resident_running", "peak_resident"]
-        )  # fmt: skip
         rows.append([
             labels[model.fingerprint], model.method or _NONE, model.format or _NONE,
             _number(model.bits), _number(model.group_size),
-            *(_size(memory.get(name)) for name in names),
+            *(_size(profile.memory.get(name)) for name in names),
         ])  # fmt: skip
     return table(heads, rows, right=heads[3:], width=width)
 

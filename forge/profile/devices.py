@@ -95,6 +95,26 @@ class CudaDevice:
         return None if self._gpu is None else self._gpu.clock_mhz()
 
 
+def check_device(name: str) -> int:
+    """Refuse a GPU that is not there, without opening it.
+
+    Args:
+        name: ``cuda`` or ``cuda:N``.
+
+    Returns:
+        Its number.
+
+    Raises:
+        IncompatibleError: There is no such device.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and (number or "0").isdecimal():
+        found = int(number or "0")
+        if found < torch.cuda.device_count():
+            return found
+    raise IncompatibleError(f"There is no device '{name}' here; use 'cpu'.")
+
+
 @contextmanager
 def open_device(name: str) -> Iterator[Device]:
     """Open a device for as long as the context lasts.
@@ -111,12 +131,7 @@ def open_device(name: str) -> Iterator[Device]:
     if name == "cpu":
         yield CpuDevice()
         return
-    try:
-        number = torch.device(name).index or 0
-    except RuntimeError as error:
-        raise IncompatibleError(f"'{name}' is no device; use 'cpu' or 'cuda'.") from error
-    if not name.startswith("cuda") or number >= torch.cuda.device_count():
-        raise IncompatibleError(f"There is no device '{name}' here; use 'cpu'.")
+    number = check_device(name)
     uuid = getattr(torch.cuda.get_device_properties(number), "uuid", None)
     with open_gpu(name, uuid=None if uuid is None else str(uuid)) as gpu:
         yield CudaDevice(name, cuda=torch.cuda, gpu=gpu)

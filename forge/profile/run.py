@@ -129,6 +129,7 @@ def profile_models(
     Raises:
         CheckpointError: A model cannot be found or read.
         EvaluationError: A setting is impossible, or the baseline is none of the models.
+        IncompatibleError: There is no such device.
         ResultsError: The results file is foreign, damaged or of another version.
         OutputError: The results file cannot be written; nothing was measured then.
     """
@@ -138,6 +139,10 @@ def profile_models(
         batches=batches, prompt_tokens=prompt_tokens, new_tokens=new_tokens, device=device,
         dtype=dtype, threads=threads or default_threads(),
     )  # fmt: skip
+    if device != "cpu":
+        from forge.profile.devices import check_device
+
+        check_device(device)
     progress.stage("reading models")
     subjects = open_subjects(models, progress=progress)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from forge.core.dtypes import BY_TORCH_NAME
 from forge.core.errors import EvaluationError
 
 PROBE_VERSION: Final = 1
@@ -96,8 +97,14 @@ def sweep(
         The settings; a setting that was listed twice comes once.
 
     Raises:
-        EvaluationError: A number is below 1, or far beyond anything that could be meant.
+        EvaluationError: A number is below 1 or far beyond anything that could be meant, or the type
+            is none that models compute in.
     """
+    if dtype is not None and not (dtype in BY_TORCH_NAME and BY_TORCH_NAME[dtype].mergeable):
+        raise EvaluationError(
+            f"--dtype {dtype} is no type that models compute in. Choose from: bfloat16, float16, "
+            "float32, float64."
+        )
     for name, values in (
         ("--batch", batches), ("--prompt-tokens", prompt_tokens), ("--new-tokens", [new_tokens]),
     ):  # fmt: skip
