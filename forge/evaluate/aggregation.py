@@ -20,7 +20,7 @@ from forge.core.errors import EvaluationError
 from forge.results.records import EvaluationRecord
 from forge.statistics.summary import mean_and_deviation
 
-_NOT_OF_ITEMS: Final = ("_se", "/ece", "macro_f1", "balanced_accuracy")
+_NOT_OF_ITEMS: Final = ("_se", "/ece", "/ece_scaled", "macro_f1", "balanced_accuracy")
 """Ends of the names of metrics that are no mean over items, and so have no micro average."""
 _NO_AVERAGE: Final = ("_se",)
 """Ends of the names of metrics whose mean over tasks means nothing."""

@@ -1,8 +1,10 @@
 """Whether a model is right as often as it says: reliability bins and the calibration error.
 
 The confidence of an answer is the probability that the model gives to the letter that it chooses
-among the options. It is not scaled up to the options, as in the published scripts: a model that
-doubts the form of the answer is less sure of it. Bins are of equal width and closed above,
+among the options. As in the published scripts it is one among all tokens, so a model that doubts
+the form of an answer is less sure of it. Where options are no letters but words that others could
+stand for, that says more of the words than of the answer: *scaled* confidences are the
+probabilities of the options among themselves. Bins are of equal width and closed above,
 
     bin k of M = ((k − 1) / M, k / M],
 
@@ -50,7 +52,11 @@ class ReliabilityBin:
 
 
 def reliability_bins(
-    items: Sequence[ItemRecord], answers: Sequence[ChoiceAnswer], *, num_bins: int = NUM_BINS
+    items: Sequence[ItemRecord],
+    answers: Sequence[ChoiceAnswer],
+    *,
+    num_bins: int = NUM_BINS,
+    scaled: bool = False,
 ) -> tuple[ReliabilityBin, ...]:
     """Sort constrained answers into bins of equal width by their confidence.
 
@@ -58,6 +64,7 @@ def reliability_bins(
         items: The questions.
         answers: An answer to each, in the same order.
         num_bins: How many bins, at least 1.
+        scaled: Whether confidences are scaled to the options.
 
     Returns:
         All bins from 0 to 1, the empty ones too.
@@ -66,7 +73,8 @@ def reliability_bins(
     for item, answer in zip(items, answers, strict=True):
         chosen = answer.chosen("constrained")
         if chosen is not None:
-            confidence = min(1.0, math.exp(answer.log_probs[chosen]))
+            raw = min(1.0, math.exp(answer.log_probs[chosen]))
+            confidence = answer.probabilities[chosen] if scaled else raw
             held[_bin(confidence, num_bins)].append((confidence, chosen == item.gold))
     return tuple(
         ReliabilityBin(
@@ -81,7 +89,11 @@ def reliability_bins(
 
 
 def expected_calibration_error(
-    items: Sequence[ItemRecord], answers: Sequence[ChoiceAnswer], *, num_bins: int = NUM_BINS
+    items: Sequence[ItemRecord],
+    answers: Sequence[ChoiceAnswer],
+    *,
+    num_bins: int = NUM_BINS,
+    scaled: bool = False,
 ) -> float | None:
     """Return the expected calibration error of constrained answers.
 
@@ -89,11 +101,12 @@ def expected_calibration_error(
         items: The questions.
         answers: An answer to each, in the same order.
         num_bins: How many bins, at least 1.
+        scaled: Whether confidences are scaled to the options.
 
     Returns:
         The error, in [0, 1]; ``None`` if no answer names an option.
     """
-    bins = reliability_bins(items, answers, num_bins=num_bins)
+    bins = reliability_bins(items, answers, num_bins=num_bins, scaled=scaled)
     total = sum(held.num_items for held in bins)
     if total == 0:
         return None
@@ -106,7 +119,7 @@ def expected_calibration_error(
 
 def _bin(confidence: float, num_bins: int) -> int:
     index = max(0, math.ceil(confidence * num_bins) - 1)
-    # 0.3 · 10 is 3.0000000000000004 - or less: compare with the edges that are printed.
+    # A product may round past the edge: compare with the edges themselves.
     while index > 0 and confidence <= index / num_bins:
         index -= 1
     while index < num_bins - 1 and confidence > (index + 1) / num_bins:

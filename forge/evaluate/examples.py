@@ -145,7 +145,8 @@ def _read_set(task: TaskSpec, path: Path, rows: Sequence[Row]) -> tuple[TaskItem
     columns = Columns(
         question="question",
         context=None if task.columns.context is None else "context",
-        options=("options",),
+        options=() if task.columns.fixed_options else ("options",),
+        fixed_options=task.columns.fixed_options,
         answer="answer",
         answer_is="letter",
         reference="reference" if task.kind == "text" else None,

@@ -7,6 +7,7 @@
     <mode>/balanced_accuracy        mean recall over the options, there
     <mode>/missing_rate             share of items where the mode chooses no option
     constrained/ece                 expected calibration error; see ``forge.evaluate.calibration``
+    constrained/ece_scaled          the same of probabilities scaled to the options
     option_mass                     mean probability of all options together
     majority_baseline               accuracy of always choosing the commonest right option
 
@@ -86,6 +87,7 @@ def choice_metrics(
         }
     return metrics | {
         "constrained/ece": expected_calibration_error(items, answers),
+        "constrained/ece_scaled": expected_calibration_error(items, answers, scaled=True),
         "option_mass": _mean([answer.option_mass for answer in answers]),
         "majority_baseline": max(Counter(gold).values()) / len(items),
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forge.checkpoints.hub_datasets import _files_of_split
+from forge.checkpoints.hub_datasets import _files_of_config, _files_of_split
 from forge.core.errors import CheckpointError
 from tests.checkpoints.hub_server import serve_hub
 
@@ -53,6 +53,14 @@ def test_no_file_of_a_split(names: list[str], words: str) -> None:
     with pytest.raises(CheckpointError, match=r"no \.parquet, \.jsonl") as caught:
         _files_of_split(names, "train", label="org/notes")
     assert words in str(caught.value)
+
+
+def test_a_subset_is_the_files_below_its_folder() -> None:
+    names = ["README.md", "anatomy/test.parquet", "data/anatomy/dev.parquet", "anatomy.json"]
+    assert _files_of_config(names, "anatomy", label="org/x") == names[1:3]
+    assert _files_of_config(names, None, label="org/x") == names
+    with pytest.raises(CheckpointError, match=r"no folder 'anatmy'\. Did you mean 'anatomy'\?"):
+        _files_of_config(names, "anatmy", label="org/x")
 
 
 def test_a_data_set_is_fetched_and_then_found_offline(tmp_path: Path) -> None:
