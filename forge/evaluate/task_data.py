@@ -6,7 +6,7 @@ that is not there is a missing file, said by a value that callers can show or ac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,28 @@ def check_data(suite: Suite, *, data_dir: Path | None, skip_missing: bool = Fals
     tasks = tuple(task for task, missing in found if missing is None)
     missing = tuple(item for _, item in found if item is not None)
     if missing and (not tasks or not skip_missing):
-        lines = [str(item) for item in missing]
-        lines.append(
-            "None of the suite's files is there." if not tasks else "Put the files there, or leave "
-            "these tasks out with --skip-missing: averages are then over the others."
-        )  # fmt: skip
-        raise EvaluationError("\n".join(lines))
+        advice = (
+            "Put the files there, or leave these tasks out with --skip-missing: averages are then "
+            "over the others."
+        )
+        advice = advice if tasks else "None of the suite's files is there."
+        raise EvaluationError("\n".join([*_by_file(missing), advice]))
     return Availability(tasks, missing)
+
+
+def _by_file(missing: Sequence[MissingData]) -> list[str]:
+    """Say once of each file that it is missing, whatever number of tasks needs it."""
+    first: dict[str, MissingData] = {}
+    others: dict[str, list[str]] = {}
+    for item in missing:
+        if first.setdefault(item.file, item) is not item:
+            others.setdefault(item.file, []).append(item.task)
+    return [
+        f"{item} So {'do' if len(more) > 1 else 'does'} {', '.join(more)}."
+        if (more := others.get(file, []))
+        else str(item)
+        for file, item in first.items()
+    ]
 
 
 def missing_data(task: TaskSpec, data_dir: Path | None) -> MissingData | None:

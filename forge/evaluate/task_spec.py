@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from forge.core.catalog import did_you_mean
+from forge.core.errors import EvaluationError
 from forge.results.records import digest_of
 
 Kind = Literal["choice", "text"]
@@ -198,6 +200,13 @@ class Suite:
         """Return the task of a name.
 
         Raises:
-            KeyError: There is none.
+            EvaluationError: There is none.
         """
-        return next(task for task in self.tasks if task.name == name)
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        names = [task.name for task in self.tasks]
+        raise EvaluationError(
+            f"The suite '{self.name}' has no task '{name}'.{did_you_mean(name, names)} It has "
+            f"{', '.join(names)}."
+        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,46 @@ def test_pubmedqa_has_its_passage_first_and_letters_for_yes_no_maybe(data_dir: P
     )
     assert (item.gold, item.label) == (1, "no")
     assert sorted(shot.label for shot in prepared.shots) == ["maybe", "no", "yes"]
+
+
+def _lm_eval_function(path: str) -> Callable[[Mapping[str, object]], str]:
+    """Return lm-eval's own ``doc_to_text`` of a task, without importing the package around it."""
+    package = importlib.util.find_spec("lm_eval")
+    if package is None or package.origin is None:
+        pytest.skip("needs lm-eval")
+    spec = importlib.util.spec_from_file_location(
+        "doc_to_text", Path(package.origin).parent / "tasks" / path
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[[Mapping[str, object]], str] = module.doc_to_text
+    return function
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "document"),
+    [
+        ("medmcqa", "medmcqa/utils_medmcqa.py", lambda row: row),
+        ("medqa", "medqa/preprocess_medqa.py", lambda row: {
+            "sent1": row["question"],
+            **{f"ending{n}": text for n, text in enumerate(row["options"].values())},
+        }),
+        ("pubmedqa", "pubmedqa/preprocess_pubmedqa.py", lambda row: {
+            "CONTEXTS": row["contexts"], "QUESTION": row["question"],
+        }),
+    ],
+)  # fmt: skip
+def test_prompts_are_those_of_lm_evals_own_functions(
+    task: str, path: str, document: Callable[[Any], Mapping[str, object]], data_dir: Path
+) -> None:
+    doc_to_text = _lm_eval_function(path)
+    spec = load_suite("open-medical-llm").task(task)
+    rows = (data_dir / (spec.data.file or "")).read_text().splitlines()
+    theirs = {doc_to_text(document(json.loads(row))) for row in rows}
+    prepared = prepare_task(spec, seed=1, data_dir=data_dir, quick=None)
+    assert {request.prompt.text for request in prepared.requests} == theirs
 
 
 @pytest.mark.parametrize(
@@ -192,6 +235,29 @@ def test_a_suite_without_one_file_says_which_and_never_averages_over_it(tmp_path
     assert found.notice == (
         "Left out for lack of data: medqa_5_options. Averages are over 9 of the suite's 10 tasks "
         "and do not compare with those over all."
+    )
+
+
+def test_a_file_that_many_tasks_need_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        check_data(load_suite("truthfulqa-medical"), data_dir=tmp_path)
+    first, last = str(caught.value).splitlines()
+    assert first.startswith(
+        "Task 'truthfulqa_health' needs 'truthfulqa.generation.validation.jsonl' "
+        "(truthfulqa/truthful_qa, 'generation', split 'validation') in "
+    )
+    assert first.endswith(
+        ". So do truthfulqa_nutrition, truthfulqa_psychology, truthfulqa_science."
+    )
+    assert last == "None of the suite's files is there."
+
+
+def test_an_unknown_task_has_a_suggestion() -> None:
+    with pytest.raises(EvaluationError) as caught:
+        load_suite("demo").task("demo_basic")
+    assert str(caught.value) == (
+        "The suite 'demo' has no task 'demo_basic'. Did you mean 'demo_basics'? It has "
+        "demo_basics, demo_clinic, demo_abstracts."
     )
 
 
