@@ -72,6 +72,19 @@ def test_a_prompt_is_the_published_one_to_the_letter(data_dir: Path) -> None:
     assert request.options == ("A", "B", "C", "D")  # type: ignore[union-attr]
 
 
+def test_the_documentation_shows_the_prompts_as_they_are(data_dir: Path) -> None:
+    shown = (Path(__file__).parents[2] / "docs" / "suites.md").read_text("utf-8")
+    prefix = _prepared("medical", "mmlu_anatomy", data_dir).requests[0].prompt.prefix
+    first = prefix[: prefix.index("**Answer:**(C") + len("**Answer:**(C \n **Question:** ")]
+    assert first.replace(" \n ", "␣\n␣") in shown
+    for task in ("demo_clinic", "demo_abstracts"):
+        prompt = _prepared("demo", task, None).requests[0].prompt
+        instruction = prompt.prefix.split("\n\n")[0]
+        assert f"```\n{instruction}\n\n" in shown
+    for task in load_suite("medical-generative").tasks:
+        assert f"```\n{task.prompt.instruction}" in shown
+
+
 def test_pubmedqa_has_its_passage_first_and_letters_for_yes_no_maybe(data_dir: Path) -> None:
     prepared = _prepared("medical", "pubmedqa", data_dir)
     item = prepared.items[1]
