@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import pytest
 
 from forge.core.errors import CheckpointError, EvaluationError, OutputError
 from forge.profile import needs, run
+from forge.profile.comparison import cores_of
+from forge.profile.cores import usable_cores
+from forge.profile.noise import disturbance_of
 from forge.profile.run import Profiles, profile_models
 from forge.profile.setting import Effort, Setting
 from forge.profile.subjects import Subject
@@ -112,6 +117,34 @@ def test_two_models_are_really_measured(models: Path, tmp_path: Path) -> None:
     again = profiled(models, results, batches=(2,))
     assert again.sessions[0].is_reused
     assert again.sessions[0].profiles == session.profiles
+
+
+def test_a_competitor_stands_in_every_record_and_forbids_a_winner(
+    models: Path, tmp_path: Path
+) -> None:
+    """From the competitor's CPU to the verdict, through real workers."""
+    burn = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(burn) for _ in usable_cores()]
+    try:
+        found = profile_models(
+            [str(models / "alpha"), str(models / "beta")], results=tmp_path / "r.db",
+            prompt_tokens=(16,), new_tokens=100, effort=Effort(rounds=3, samples=2), threads=1,
+        )  # fmt: skip
+    finally:
+        for process in burners:
+            process.kill()
+            process.wait()
+    (session,) = found.sessions
+    cores = cores_of(found.environment.body)
+    for profile in session.profiles:
+        assert profile.noise["other_cpu_cores"] > 0.25
+        assert disturbance_of(profile.noise, num_cores=cores) > 0.1
+    ratio = found.ratio(session, session.profiles[1], "decode")
+    assert ratio is not None
+    assert ratio.floor > 1.1
+    # Two models of one shape: no winner may come out of this.
+    assert ratio.verdict == "≈"
+    assert ratio.reason
 
 
 def test_the_same_session_is_measured_once(models: Path, tmp_path: Path, machine: Machine) -> None:
