@@ -1,0 +1,1 @@
+"""What computes answers: a model on this machine, or one behind an API."""
