@@ -220,8 +220,9 @@ def divergence_grid(comparison: Comparison) -> Grid | None:
         "KL divergence of next-token predictions from the source's, in nats",
         (
             Column("Variant", numeric=False), Column("Source", numeric=False),
-            Column("Text", numeric=False), Column("Positions"), Column("Mean"), Column("Median"),
-            Column("p90"), Column("p99"), Column("Max"), Column("Same top token, %"),
+            Column("Text", numeric=False), Column("Positions"), Column("KL mean"),
+            Column("KL median"),
+            Column("KL p90"), Column("KL p99"), Column("KL max"), Column("Same top token, %"),
             Column("Perplexity ratio"),
         ),
         tuple(
@@ -287,8 +288,6 @@ def _score_grid(table: ScoreTable, number: int) -> Grid:
                 Cell(figures.MISSING),
             )
         )
-    foot.append((Cell("items"), *(Cell(f"{task.num_items:,}") for task in table.tasks),
-                 Cell(""), Cell(f"{sum(task.num_items for task in table.tasks):,}")))  # fmt: skip
     return Grid(
         f"scores-{number}",
         f"{'Accuracy in percent' if is_accuracy else table.metric + ', in percent'} on "
@@ -312,7 +311,7 @@ def _score_grid(table: ScoreTable, number: int) -> Grid:
 
 
 def _legend(table: ScoreTable) -> list[str]:
-    names = figures.listed([task.name for task in table.tasks])
+    names = figures.listed([f"{task.name} ({task.num_items:,} items)" for task in table.tasks])
     scores = [score for row in table.rows for score in row.scores if score is not None]
     averages = [each for row in table.rows for each in (row.macro, row.micro) if each is not None]
     legend = [f"Best bold, second underlined. Averages are over {names}."]
@@ -321,16 +320,16 @@ def _legend(table: ScoreTable) -> list[str]:
     if any(score.dagger for score in scores) or any(each.dagger for each in averages):
         legend.append(f"{DAGGER} differs from its baseline after Holm's correction.")
     if any(not score.same_items for score in scores):
-        legend.append(f"{STAR} other items or sets of examples than most: neither ranked nor "
-                      "averaged.")  # fmt: skip
+        legend.append(f"In brackets, {STAR}: other items or sets of examples than most; neither "
+                      "ranked nor averaged.")  # fmt: skip
     return legend
 
 
 def _score_cell(score: Score | None) -> Cell:
     if score is None:
         return Cell(figures.MISSING)
-    marks = (DAGGER if score.dagger else "") + ("" if score.same_items else STAR)
-    return Cell(_with_deviation(score.value, score.deviation) + marks, score.standing)
+    text = _with_deviation(score.value, score.deviation) + (DAGGER if score.dagger else "")
+    return Cell(text if score.same_items else f"({text}){STAR}", score.standing)
 
 
 def _average_cell(average: Average | None) -> Cell:
