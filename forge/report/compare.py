@@ -11,6 +11,7 @@ from forge import __version__
 from forge.core.errors import ResultsError
 from forge.report.boards import AnswerReader, Basis, Board, boards
 from forge.report.calibration import reliability
+from forge.report.commands import measuring_commands
 from forge.report.comparison import (
     Comparison,
     Difference,
@@ -30,7 +31,7 @@ from forge.report.comparison import (
 from forge.report.differences import CONFIDENCE, overall_difference, pair_differences
 from forge.report.divergences import shown_divergences
 from forge.report.flips import flips_of
-from forge.report.lineage import lineages, measuring_commands
+from forge.report.lineage import lineages
 from forge.report.lineup import Lineup, line_up
 from forge.report.merge_diagnostics import merge_diagnostics
 from forge.report.pareto import pareto
@@ -124,10 +125,7 @@ def compare(
             lineage=lineages(lineup),
             environments=environments,
             commands=measuring_commands(
-                lineup,
-                suite=settings.suite,
-                divergences=[(each.variant, each.reference) for each in divergences],
-                profiled=bool(profiles.records),
+                lineup, profiles=judged.profiles.sweep, boards=found, divergences=divergences
             ),
             notices=(*lineup.notices, *_notices(found)),
         )

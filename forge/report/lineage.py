@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from forge.recipes.document import dump_yaml
@@ -53,35 +53,6 @@ def lineages(lineup: Lineup) -> tuple[Lineage, ...]:
         taken.add(name)
         found.append(_lineage(entry, lineup, name))
     return tuple(found)
-
-
-def measuring_commands(
-    lineup: Lineup, *, suite: str | None, divergences: Sequence[tuple[str, str]], profiled: bool
-) -> tuple[str, ...]:
-    """Return the commands that measure the models again.
-
-    Args:
-        lineup: The models.
-        suite: That verdicts rest on, or ``None``.
-        divergences: Labels of variants and of what they were held against.
-        profiled: Whether there are profiles.
-    """
-    places = {
-        entry.label: shlex.quote(public_name(entry.record.location))
-        for entry in lineup.entries
-        if entry.record.kind == "local"
-    }
-    commands = []
-    if profiled and places:
-        commands.append("forge profile " + " ".join(places.values()))
-    if suite is not None and places:
-        commands.append(f"forge eval {' '.join(places.values())} --suite {shlex.quote(suite)}")
-    commands += [
-        f"forge divergence {places[variant]} --against {places[reference]}"
-        for variant, reference in divergences
-        if variant in places and reference in places
-    ]
-    return tuple(commands)
 
 
 def _lineage(entry: Entry, lineup: Lineup, file_name: str) -> Lineage:

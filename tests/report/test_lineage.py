@@ -126,3 +126,17 @@ def test_merge_diagnostics_are_those_of_the_manifest(comparison: Comparison) -> 
         ("embedding", None, 0.0), ("layer 0", 0, 0.1), ("layer 1", 1, 0.2),
         ("head", None, pytest.approx(0.3)),
     ]  # fmt: skip
+
+
+def test_the_commands_that_measure_again_name_models_and_settings(comparison: Comparison) -> None:
+    variants = " ".join(
+        f"models/{name}" for name in (world.SOURCE, world.SAME, world.WORSE, world.FEW, world.SLOW)
+    )
+    assert comparison.commands == (
+        f"forge profile {variants} 'models/merge & more' --batch 1,4 --prompt-tokens 128 "
+        "--new-tokens 32 --device cpu --threads 2",
+        f"forge eval {variants} 'models/merge & more' --suite planted",
+        f"forge eval models/{world.SOURCE} models/{world.SAME} --suite written",
+        f"forge divergence models/{world.SAME} --against models/{world.SOURCE}",
+        f"forge divergence models/{world.WORSE} --against models/{world.SOURCE}",
+    )
