@@ -75,8 +75,9 @@ def render_page(comparison: Comparison, *, files: Sequence[str] = ()) -> str:
 def _sections(comparison: Comparison) -> list[Section]:
     charts, narrow = groups(comparison), narrow_groups(comparison)
     caption = (
-        "Up and left is better. A model on the dashed front is not beaten in both accuracy and "
-        "memory; the area of a mark is its decoding speed."
+        "Up and left is better. The dashed line is the best accuracy that a memory buys; the area "
+        "of a mark is the decoding speed. Filled marks are on the front: no other model is at "
+        "least as good in accuracy, memory and speed, and better in one."
     )
     pareto = figures(
         charts["pareto"], caption, title="Accuracy against memory", narrow=narrow["pareto"]

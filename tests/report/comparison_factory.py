@@ -9,6 +9,7 @@ results.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from typing import Any
 
@@ -193,7 +194,7 @@ def _model(label: str) -> Model:
     versions = dict(zip(QUANTIZED, ("GEMM", "GEMV", "NF4", "LLM.int8()"), strict=True))
     size = _BYTES[label] * 10**6 if label in _BYTES else None
     return Model(
-        label=label, fingerprint=f"{abs(hash(len(label))) % 10**8:032x}", kind=kind,  # type: ignore[arg-type]
+        label=label, fingerprint=hashlib.sha256(label.encode()).hexdigest()[:32], kind=kind,  # type: ignore[arg-type]
         baseline=_baseline(label), architecture="llama" if kind == "local" else None,
         method=_method(label), format=formats.get(label), version=versions.get(label), bits=bits,
         group_size=64 if quantized and bits == 4 else None,

@@ -109,8 +109,12 @@ def test_the_area_of_a_pareto_mark_is_the_speed() -> None:
     assert (side(tip_fast) / side(tip_slow)) ** 2 == pytest.approx(4, rel=0.01)
 
 
-def test_the_front_goes_up_at_each_of_its_models_and_no_others() -> None:
-    root = parsed(pareto(POINTS, memory_name="Peak", accuracy_name="Accuracy"))
+def test_the_front_goes_up_where_more_memory_buys_more_accuracy() -> None:
+    # On the front for its speed alone: filled, and no step of the line.
+    fast = dataclasses.replace(
+        POINTS[0], label="fast", series=3, memory_bytes=8e9, accuracy=58.0, on_front=True
+    )
+    root = parsed(pareto([*POINTS, fast], memory_name="Peak", accuracy_name="Accuracy"))
     front = next(
         item for item in root.iter(f"{SVG}polyline") if len(item.get("points", "").split()) > 2
     )
@@ -122,6 +126,21 @@ def test_the_front_goes_up_at_each_of_its_models_and_no_others() -> None:
     ]
 
     assert steps == pytest.approx([5, 15.5], abs=0.05)
+
+    filled = {tip.partition(":")[0]: mark.get("fill") for tip, mark in marks(root).items()}
+    assert filled["source"] == "#ffffff"
+    assert filled["fast"] == "#b0568a"
+
+
+def test_names_without_room_stand_in_a_key_below() -> None:
+    crowd = [
+        dataclasses.replace(POINTS[1], label=f"model {number}", series=number)
+        for number in range(40)
+    ]
+    narrow = pareto(crowd, memory_name="Peak", accuracy_name="Accuracy", width=360)
+
+    assert {point.label for point in crowd} <= set(texts(parsed(narrow)))
+    assert narrow.height > pareto(crowd[:1], memory_name="P", accuracy_name="A", width=360).height
 
 
 def row(label: str, difference: float, half: float, status: str = "good") -> ForestRow:
@@ -193,6 +212,39 @@ def test_errors_of_many_magnitudes_are_told_apart_by_ratio() -> None:
     ]
 
     assert [cell.get("class") for cell in cells if cell is not None] == ["f-h0", "f-h3", "f-h6"]
+
+
+def test_a_vanishing_error_does_not_take_the_scale_for_itself() -> None:
+    block = HeatBlock("m", (0, 1, 2), ("q",), ((1e-13, 0.02, 1.0),))
+    root = parsed(heat_map([block], name="heat", measure="error"))
+
+    assert "≤ 0.0001" in texts(root)
+    cells = [
+        group.find(f"{SVG}rect")
+        for group in root.iter(f"{SVG}g")
+        if group.find(f"{SVG}title") is not None
+    ]
+    assert [cell.get("class") for cell in cells if cell is not None] == ["f-h0", "f-h4", "f-h6"]
+
+
+def test_many_variants_are_spread_over_panels_of_one_scale() -> None:
+    found = comparison()
+    models = found.models + tuple(
+        dataclasses.replace(found.models[0], label=f"v{number}") for number in range(11)
+    )
+    measured = tuple(
+        dataclasses.replace(
+            found.divergences[0], variant=f"v{number}", layers=((0, number / 10.0), (1, 0.1))
+        )
+        for number in range(11)
+    )
+    many = dataclasses.replace(found, models=models, divergences=measured)
+    (drawing,) = groups(many)["layers"]
+    root = parsed(drawing)  # type: ignore[arg-type]
+    tops = [item for item in root.iter(f"{SVG}text") if item.text == "1.00"]
+
+    assert len(tops) == 2
+    assert {f"v{number}" for number in range(11)} <= set(texts(root))
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (0.5, 0.5), (1e-9, 1e-9)])

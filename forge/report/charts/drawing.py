@@ -252,7 +252,13 @@ def marker(index: int, x: float, y: float, radius: float, *, hollow: bool = Fals
 
 
 def legend(
-    names: Sequence[str], *, top: float, left: float, width: float, numbers: Sequence[int]
+    names: Sequence[str],
+    *,
+    top: float,
+    left: float,
+    width: float,
+    numbers: Sequence[int],
+    lines: bool = True,
 ) -> tuple[Markup, float]:
     """Draw the series' names beside their line and shape, in as many lines as they need.
 
@@ -262,20 +268,21 @@ def legend(
         left: Where it begins.
         width: Room for a line.
         numbers: Of the series, which give colours, shapes and dashes.
+        lines: Whether series are lines, or points only.
 
     Returns:
         The marks, and the height that they take.
     """
-    cell = min(width, max(150.0, width / max(1, min(4, len(names)))))
-    columns = max(1, int(width // cell))
+    columns = max(1, min(4, len(names), int(width // 150)))
+    cell, indent = width / columns, 34 if lines else 14
     parts: list[Markup] = []
     for place, (index, name) in enumerate(zip(numbers, names, strict=True)):
         x = left + cell * (place % columns)
         y = top + 20 * (place // columns) + 12
-        parts.append(
-            curve([(x, y - 4), (x + 28, y - 4)], role=series_role(index), dash=dash_of(index))
-        )
-        parts.append(marker(index, x + 14, y - 4, 4))
-        parts.append(fitted(x + 34, y, name, cell - 44, size=SMALL))
+        if lines:
+            ends = [(x, y - 4), (x + 28, y - 4)]
+            parts.append(curve(ends, role=series_role(index), dash=dash_of(index)))
+        parts.append(marker(index, x + (14 if lines else 5), y - 4, 4))
+        parts.append(fitted(x + indent, y, name, cell - indent - 10, size=SMALL))
     rows = -(-len(names) // columns)
     return (join(parts), 20.0 * rows + 8) if names else (EMPTY, 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +22,17 @@ from forge.report.charts.letters import width as width_of
 from forge.report.charts.palette import series_role
 from forge.report.charts.scales import Scale, linear
 from forge.report.markup import Markup, join
-from forge.report.words import signed
+from forge.report.words import Status, signed
 
 _ROW: Final = 30.0
 _STACKED_ROW: Final = 48.0
 _GROUP: Final = 26.0
-_STATUS_ROLES: Final = {"good": "good", "warn": "warn", "bad": "bad", "neutral": "mute"}
+_STATUS_ROLES: Final[Mapping[Status, str]] = {
+    "good": "good",
+    "warn": "warn",
+    "bad": "bad",
+    "neutral": "mute",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class ForestRow:
     low: float
     high: float
     verdict: str
-    status: str
+    status: Status
 
 
 def forest(rows: Sequence[ForestRow], *, margin: float, width: float = WIDTH) -> Drawing:

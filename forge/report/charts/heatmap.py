@@ -15,6 +15,8 @@ from forge.report.words import signed
 _ROW: Final = 20.0
 _NAMES: Final = 150.0
 _LOGARITHMIC_FROM: Final = 30.0
+_MAGNITUDES: Final = 1e4
+"""Ratio that equal ratios reach down to; below it everything is of the lowest step."""
 """Above this ratio of the largest to the smallest error, steps are equal ratios."""
 
 
@@ -70,6 +72,7 @@ class _Steps:
     low: float
     high: float
     logarithmic: bool
+    is_cut: bool = False
 
     @classmethod
     def over(cls, values: Sequence[float]) -> _Steps:
@@ -78,12 +81,13 @@ class _Steps:
             return cls(0.0, 1.0, logarithmic=False)
         low, high = min(positive), max(positive)
         if len(positive) == len(values) and high / low > _LOGARITHMIC_FROM:
-            return cls(low, high, logarithmic=True)
+            floor = max(low, high / _MAGNITUDES)
+            return cls(floor, high, logarithmic=True, is_cut=floor > low)
         return cls(min(values) if min(values) < high else 0.0, high, logarithmic=False)
 
     def share(self, value: float) -> float:
         if self.logarithmic:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            return math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def edge(self, step: int) -> float:
@@ -101,7 +105,7 @@ def _key(steps: _Steps, measure: str, width: float) -> tuple[Markup, float]:
         role = step_role((step + 0.5) / NUM_STEPS)
         parts.append(box(left + cell * step, 26, cell, 12, fill=role))
     for step in range(NUM_STEPS + 1):
-        label = signed(f"{steps.edge(step):.2g}")
+        label = f"{'≤ ' if steps.is_cut and step == 0 else ''}{signed(f'{steps.edge(step):.2g}')}"
         anchor = "start" if step == 0 else "middle"
         x = left + cell * step - (4 if step == 0 else 0)
         parts.append(text(x, 52, label, size=SMALL - 1, role="mute", anchor=anchor))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from forge.report.charts.axes import Area, bottom_axis, left_axis
 from forge.report.charts.drawing import WIDTH, Drawing
 from forge.report.charts.scales import linear, logarithmic
-from forge.report.charts.scatter import Point, bytes_scale, draw_points
+from forge.report.charts.scatter import Point, bytes_scale, draw_points, key_of
 from forge.report.markup import join
 from forge.report.words import size_text
 
-_HEIGHT = 400.0
+_HEIGHT = 386.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def kl_bytes(points: Sequence[KlPoint], *, width: float = WIDTH) -> Drawing:
         points: At least one. A logarithmic axis is used when all values are above 0.
         width: In pixels.
     """
-    area = Area(74, 18, width - 18, _HEIGHT - 60)
+    area = Area(74, 18, width - 18, _HEIGHT - 46)
     x_scale, unit, size = bytes_scale(
         [point.weight_bytes for point in points], area.left, area.right
     )
@@ -70,11 +70,14 @@ def kl_bytes(points: Sequence[KlPoint], *, width: float = WIDTH) -> Drawing:
         )
         for point in points
     ]
+    marks, left_over = draw_points(drawn, area)
+    names, names_height = key_of(left_over, top=_HEIGHT, width=width)
     body = join(
         (
             left_axis(area, y_scale, "KL divergence (nats)"),
             bottom_axis(area, x_scale, f"Size of the weights ({unit})"),
-            draw_points(drawn, area),
+            marks,
+            names,
         )
     )
     description = "; ".join(f"{point.label} {point.mean:.3g} nats" for point in points)
@@ -83,7 +86,7 @@ def kl_bytes(points: Sequence[KlPoint], *, width: float = WIDTH) -> Drawing:
         "KL divergence from the source, against size",
         f"Mean with a whisker from the median to the 99th percentile. {description}.",
         width,
-        _HEIGHT,
+        _HEIGHT + names_height,
         body,
     )
 

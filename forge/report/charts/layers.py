@@ -47,6 +47,9 @@ class LayerPanel:
         layers: Numbers of the layers, rising.
         series: Its lines.
         zero: Whether its axis begins at 0.
+        reach: Values that its axis holds besides its own, so that panels can be compared.
+        numbers: Of its series in the table of models, which give colours and shapes; by default
+            their order.
     """
 
     title: str
@@ -54,6 +57,8 @@ class LayerPanel:
     layers: tuple[int, ...]
     series: tuple[LayerSeries, ...]
     zero: bool = True
+    reach: tuple[float, ...] = ()
+    numbers: tuple[int, ...] = ()
 
 
 def layer_panels(
@@ -61,7 +66,6 @@ def layer_panels(
     *,
     name: str,
     title: str,
-    places: Sequence[int] | None = None,
     width: float = WIDTH,
 ) -> Drawing:
     """Draw panels one below the other.
@@ -70,24 +74,20 @@ def layer_panels(
         panels: At least one; each with at least one value.
         name: Of its files.
         title: Heading.
-        places: Number of the first panel's series in the table of models, which give colours and
-            shapes; by default their order.
         width: In pixels.
     """
     top = 6.0
     parts: list[Markup] = []
     for panel in panels:
-        marks, height = _panel(panel, top, width, places)
+        marks, height = _panel(panel, top, width)
         parts.append(marks)
         top += height
     described = "; ".join(f"{panel.title}: {_extremes(panel)}" for panel in panels)
     return Drawing(name, title, f"{described}.", width, top, join(parts))
 
 
-def _panel(
-    panel: LayerPanel, top: float, width: float, places: Sequence[int] | None
-) -> tuple[Markup, float]:
-    numbers = places or range(len(panel.series))
+def _panel(panel: LayerPanel, top: float, width: float) -> tuple[Markup, float]:
+    numbers = panel.numbers or tuple(range(len(panel.series)))
     heading = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     parts = [text(4, top + 14, heading, bold=True)]
     key, taken = (Markup(""), 0.0)
@@ -100,7 +100,8 @@ def _panel(
             numbers=numbers,
         )
     area = Area(56, top + 30 + taken, width - 18, top + 30 + taken + _PLOT)
-    known = [value for series in panel.series for value in series.values if value is not None]
+    known = [*panel.reach]
+    known += [value for series in panel.series for value in series.values if value is not None]
     y_scale = linear([*known, 0.0] if panel.zero else known, area.bottom, area.top, num_ticks=4)
     x_scale = _layer_scale(panel.layers, area)
     labels = tuple(str(round(tick)) for tick in x_scale.ticks)

@@ -1,7 +1,8 @@
 """Accuracy against memory, with the speed of decoding as size: where one starts to decide.
 
-A model is on the front if no other has at least its accuracy in at most its memory, and is better
-in one of the two. The front is drawn as steps, because nothing was measured between its models.
+A filled mark is on the front: no other model is at least as good in all three, and better in one.
+The dashed line is the best accuracy that a memory buys. It has steps, because nothing was measured
+between its models.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from forge.report.charts.axes import Area, bottom_axis, left_axis
 from forge.report.charts.drawing import SMALL, WIDTH, Drawing, curve, text
 from forge.report.charts.placement import Box
 from forge.report.charts.scales import linear
-from forge.report.charts.scatter import Point, bytes_scale, draw_points
+from forge.report.charts.scatter import Point, bytes_scale, draw_points, key_of
 from forge.report.markup import Markup, element, join
 from forge.report.words import size_text
 
@@ -35,7 +36,7 @@ class ParetoPoint:
         low: Lower end of its 95 % interval, or ``None``.
         high: Upper end, or ``None``.
         speed: Decoded tokens/s, or ``None`` if that was not measured.
-        on_front: Whether no other model is better in both.
+        on_front: Whether no other model is at least as good in all three, and better in one.
     """
 
     label: str
@@ -59,7 +60,8 @@ def pareto(
         accuracy_name: Which accuracy it is, such as ``Macro-averaged accuracy``.
         width: In pixels.
     """
-    height = _HEIGHT if width >= 600 else _HEIGHT + 34
+    is_wide = width >= 600
+    height = _HEIGHT if is_wide else _HEIGHT + 34
     area = Area(58, 18, width - 14, _HEIGHT - 92)
     x_scale, unit, size = bytes_scale(
         [point.memory_bytes for point in points], area.left, area.right
@@ -88,15 +90,16 @@ def pareto(
         for point in points
     ]
     front = _front(drawn, area)
+    marks, left_over = draw_points(drawn, area, lines=_taken(front))
+    names, names_height = key_of(left_over, top=height, width=width)
     body = join(
         (
             left_axis(area, y_scale, f"{accuracy_name} (%)"),
             bottom_axis(area, x_scale, f"{memory_name} ({unit})"),
             curve(front, role="mute", weight=1.5, dash="5 4"),
-            draw_points(drawn, area, lines=_taken(front)),
-            _key(
-                [point.speed for point in points], fastest, area.left if width >= 600 else 8, width
-            ),
+            marks,
+            _key([point.speed for point in points], fastest, area.left if is_wide else 8, width),
+            names,
         )
     )
     best = ", ".join(point.label for point in points if point.on_front)
@@ -105,7 +108,7 @@ def pareto(
         "Accuracy against memory",
         f"{accuracy_name} of {len(points)} models against {memory_name}. On the front: {best}.",
         width,
-        height,
+        height + names_height,
         body,
     )
 
@@ -117,13 +120,12 @@ def _radius(speed: float | None, fastest: float) -> float:
 
 
 def _front(points: Sequence[Point], area: Area) -> list[tuple[float, float]]:
-    """Return the corners of the front: up at each of its models, then on to the right."""
-    ends = sorted((point.x, -point.y) for point in points if not point.hollow)
-    if not ends:
-        return []
-    path = [(ends[0][0], area.bottom)]
-    for x, height in ends:
-        path += [(x, path[-1][1]), (x, -height)]
+    """Return the corners of the steps: up wherever more memory buys more accuracy."""
+    path: list[tuple[float, float]] = []
+    for x, y in sorted((point.x, point.y) for point in points):
+        height = path[-1][1] if path else area.bottom
+        if y < height:
+            path += [(x, height), (x, y)]
     return [*path, (area.right, path[-1][1])]
 
 
@@ -143,22 +145,23 @@ def _tip(point: ParetoPoint) -> str:
 
 
 def _key(speeds: Sequence[float | None], fastest: float, left: float, width: float) -> Markup:
-    """Explain filled and hollow marks, the dashed front, and how large a speed is drawn."""
+    """Explain the dashed line, filled and hollow marks, and how large a speed is drawn."""
     y = _HEIGHT - 22
     filled = {"class": "f-mute s-paper", "fill": "#59626f", "stroke": "#ffffff"}
     hollow = {"class": "f-paper s-mute", "fill": "#ffffff", "stroke": "#59626f"}
     parts = [
         curve([(left, y - 4), (left + 26, y - 4)], role="mute", weight=1.5, dash="5 4"),
-        element("circle", {"cx": left + 13, "cy": y - 4, "r": 5, **filled}),
-        text(left + 33, y, "on the front", size=SMALL, role="mute"),
-        element("circle", {"cx": left + 120, "cy": y - 4, "r": 5, **hollow, "stroke-width": 2}),
-        text(left + 131, y, "not on it", size=SMALL, role="mute"),
+        text(left + 33, y, "best for its memory", size=SMALL, role="mute"),
+        element("circle", {"cx": left + 164, "cy": y - 4, "r": 5, **filled}),
+        text(left + 174, y, "on the front", size=SMALL, role="mute"),
+        element("circle", {"cx": left + 262, "cy": y - 4, "r": 5, **hollow, "stroke-width": 2}),
+        text(left + 272, y, "not on it", size=SMALL, role="mute"),
     ]
     if fastest <= 0:
         return join(parts)
     known = [speed for speed in speeds if speed is not None]
     shown = sorted({float(f"{speed:.2g}") for speed in (min(known), fastest)})
-    x = left + 300
+    x = left + 366
     if width < 600:
         x, y = left, y + 34
     parts.append(text(x, y, "decoded tokens/s:", size=SMALL, role="mute"))

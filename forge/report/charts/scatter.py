@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.report.charts.axes import Area
-from forge.report.charts.drawing import SMALL, line, marker, pointed, text
+from forge.report.charts.drawing import SMALL, legend, line, marker, pointed, text
 from forge.report.charts.letters import shorten, width
 from forge.report.charts.palette import series_role
 from forge.report.charts.placement import Anchor, Box, place
@@ -55,13 +55,18 @@ def bytes_scale(values: Sequence[float], start: float, stop: float) -> tuple[Sca
     return linear([floor, high * 1.02], start, stop, num_ticks=6), unit, size
 
 
-def draw_points(points: Sequence[Point], area: Area, *, lines: Sequence[Box] = ()) -> Markup:
+def draw_points(
+    points: Sequence[Point], area: Area, *, lines: Sequence[Box] = ()
+) -> tuple[Markup, tuple[Point, ...]]:
     """Draw points with their intervals, and names that cover nothing.
 
     Args:
         points: The points.
         area: The plot.
         lines: Where names should not lie if they can help it.
+
+    Returns:
+        The marks, and the points for whose names there is no room.
     """
     anchors = []
     obstacles = list(lines)
@@ -70,15 +75,28 @@ def draw_points(points: Sequence[Point], area: Area, *, lines: Sequence[Box] = (
         anchors.append(Anchor(point.x, point.y, point.radius + 1, width(label, SMALL), SMALL + 3))
         if point.low is not None and point.high is not None:
             obstacles.append(Box(point.x - 4, point.high, point.x + 4, point.low))
+    places = place(anchors, area, obstacles)
     parts = [join(_interval(point) for point in points)]
     # Large marks first, so that small ones lie on them.
     for point in sorted(points, key=lambda point: (-point.radius, point.series)):
         mark = marker(point.series, point.x, point.y, point.radius, hollow=point.hollow)
         parts.append(pointed(point.tip, mark))
-    for point, label, found in zip(points, shown, place(anchors, area, obstacles), strict=True):
+    for point, label, found in zip(points, shown, places, strict=True):
         if found is not None:
             parts.append(_name(point, label, found))
-    return join(parts)
+    left_over = (point for point, found in zip(points, places, strict=True) if found is None)
+    return join(parts), tuple(left_over)
+
+
+def key_of(points: Sequence[Point], *, top: float, width: float) -> tuple[Markup, float]:
+    """Draw a key for the points for whose names there was no room.
+
+    Returns:
+        The marks, and the height that they take.
+    """
+    names = [point.label for point in points]
+    numbers = [point.series for point in points]
+    return legend(names, top=top, left=8, width=width - 16, numbers=numbers, lines=False)
 
 
 def _interval(point: Point) -> Markup:

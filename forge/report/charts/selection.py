@@ -18,18 +18,14 @@ from forge.report.charts.kl_bytes import KlPoint, kl_bytes
 from forge.report.charts.layers import LayerPanel, LayerSeries, layer_panels
 from forge.report.charts.pareto import ParetoPoint, pareto
 from forge.report.charts.reliability import ReliabilityPlot, reliability
-from forge.report.comparison import Comparison, Merge, NonInferiority, QuantizationErrors
-from forge.report.words import MEMORY_NAMES
+from forge.report.comparison import Comparison, Merge, QuantizationErrors
+from forge.report.words import MEMORY_NAMES, NON_INFERIORITY
 
 Group = tuple[Drawing, ...] | str
 """Charts of one kind, or why there are none."""
 
-_VERDICTS: Final[Mapping[NonInferiority, tuple[str, str]]] = {
-    "superior": ("better", "good"),
-    "non-inferior": ("not worse", "good"),
-    "inconclusive": ("undecided", "warn"),
-    "inferior": ("worse", "bad"),
-}
+_LINES: Final = 8
+"""Lines that a reader can tell apart in one panel."""
 
 
 def groups(comparison: Comparison, *, width: float = WIDTH) -> dict[str, Group]:
@@ -115,7 +111,7 @@ def _forest(comparison: Comparison, width: float) -> Group:
     rows = []
     for pair in comparison.pairs:
         overall = pair.overall
-        verdict, status = _VERDICTS[overall.verdict]
+        status, verdict = NON_INFERIORITY[overall.verdict]
         ends = (100 * overall.interval.low, 100 * overall.interval.high)
         rows.append(
             ForestRow(
@@ -201,19 +197,24 @@ def _layers(comparison: Comparison, width: float) -> Group:
     for found in measured:
         by_layer = dict(found.layers)
         series.append(LayerSeries(found.variant, tuple(by_layer.get(n) for n in numbers)))
-    panel = LayerPanel(
-        "Relative error of each block's output", "‖Δ‖ / ‖reference‖", numbers, tuple(series)
-    )
     places = _places(comparison)
-    return (
-        layer_panels(
-            [panel],
-            name="divergence-by-layer",
-            title="Divergence by layer",
-            places=[places[found.variant] for found in measured],
-            width=width,
-        ),
+    title = "Relative error of each block's output"
+    reach = (max(error for found in measured for _, error in found.layers),)
+    panels = [
+        LayerPanel(
+            title if start == 0 else f"{title}, continued",
+            "‖Δ‖ / ‖reference‖",
+            numbers,
+            tuple(series[start : start + _LINES]),
+            reach=reach,
+            numbers=tuple(places[line.label] for line in series[start : start + _LINES]),
+        )
+        for start in range(0, len(series), _LINES)
+    ]
+    drawing = layer_panels(
+        panels, name="divergence-by-layer", title="Divergence by layer", width=width
     )
+    return (drawing,)
 
 
 def _reliability(comparison: Comparison, width: float) -> Group:

@@ -11,7 +11,6 @@ from forge.report.comparison import (
     Comparison,
     Difference,
     FlippedItem,
-    NonInferiority,
     Pair,
 )
 from forge.report.markup import EMPTY, Markup, element, join
@@ -19,7 +18,6 @@ from forge.report.sections.parts import (
     Cell,
     Column,
     Section,
-    Status,
     figures,
     fold,
     named,
@@ -28,14 +26,8 @@ from forge.report.sections.parts import (
     swatch,
     table,
 )
-from forge.report.words import chance, percent, points
+from forge.report.words import NON_INFERIORITY, Status, chance, percent, points
 
-_VERDICTS: Final[Mapping[NonInferiority, tuple[Status, str]]] = {
-    "superior": ("good", "better"),
-    "non-inferior": ("good", "not worse"),
-    "inconclusive": ("warn", "undecided"),
-    "inferior": ("bad", "worse"),
-}
 _KINDS: Final[Mapping[str, tuple[Status, str]]] = {
     "lost": ("bad", "right → wrong"),
     "gained": ("good", "wrong → right"),
@@ -98,7 +90,7 @@ def _tests(comparison: Comparison) -> Markup:
 
 
 def _test(comparison: Comparison, pair: Pair, found: Difference) -> list[Cell]:
-    status, word = _VERDICTS[found.verdict]
+    status, word = NON_INFERIORITY[found.verdict]
     clusters = EMPTY
     if found.num_clusters != found.num_items:
         clusters = element("small", None, f"{found.num_clusters:,} passages")
@@ -167,7 +159,7 @@ def _items(comparison: Comparison, number: int, pair: Pair) -> Markup:
 
 def _item(item: FlippedItem, marks: dict[str, str]) -> Markup:
     status, word = _KINDS[item.kind]
-    place = f"{item.task} · {item.item_id} · examples {item.seed}"
+    place = f"{item.task} · {item.item_id} · example set {item.seed}"
     first = " ".join(item.question.split())
     cut = len(first) > 120
     short = f"{first[:119]}…" if cut else first

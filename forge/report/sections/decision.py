@@ -9,13 +9,12 @@ from forge.report.comparison import Comparison, Profile, Verdict, VerdictKind
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     Section,
-    Status,
     bullets,
     paragraph,
     pill,
     swatch,
 )
-from forge.report.words import MEMORY_NAMES, figures, percent, points, size_text
+from forge.report.words import MEMORY_NAMES, Status, figures, percent, points, size_text
 
 VERDICTS: Final[dict[VerdictKind, tuple[Status, str]]] = {
     "source": ("neutral", "source"),

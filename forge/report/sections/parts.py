@@ -20,8 +20,8 @@ from forge.report.charts.drawing import Drawing, marker
 from forge.report.charts.selection import Group
 from forge.report.comparison import Comparison
 from forge.report.markup import EMPTY, Markup, Value, element, join
+from forge.report.words import Status
 
-Status = Literal["good", "warn", "bad", "neutral"]
 _SIGNS: dict[Status, str] = {"good": "✓", "warn": "?", "bad": "✕", "neutral": "–"}
 
 
