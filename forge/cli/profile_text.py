@@ -11,7 +11,8 @@ from forge.profile.noise import disturbance_of
 
 if TYPE_CHECKING:
     from forge.profile.comparison import Quantity
-    from forge.profile.run import Profiles, Session
+    from forge.profile.run import Profiles
+    from forge.profile.session import Session
     from forge.results.records import ModelRecord, ProfileRecord
 
 _NONE = "–"

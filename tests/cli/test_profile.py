@@ -16,6 +16,7 @@ import pytest
 from forge.cli.app import run
 from forge.cli.profile_progress import TurnLines
 from forge.profile import run as profile_run
+from forge.profile import session
 from forge.profile.setting import Effort
 from forge.profile.turns import Seat
 from forge.profile.worker_process import WorkerError
@@ -68,8 +69,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tiny_checkpoint(tmp_path / name, seed=seed)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(profile_run, "take_turns", take_turns)
-    monkeypatch.setattr(profile_run, "noise_before", lambda cores: {"load_before": 0.25})
+    monkeypatch.setattr(session, "take_turns", take_turns)
+    monkeypatch.setattr(session, "noise_before", lambda cores: {"load_before": 0.25})
     monkeypatch.setattr(profile_run, "describe_environment", lambda device: BODY)
     return tmp_path
 
@@ -92,8 +93,7 @@ def test_json_holds_raw_samples_and_verdicts(place: Path, capsys: Capture) -> No
     found = json.loads(capsys.readouterr().out)
     assert found["baseline"] == "source"
     assert found["effort"] == {"rounds": 3, "samples": 2, "seed": 0, "control": True}
-    (session,) = found["sessions"]
-    base, fast, same = session["profiles"]
+    base, fast, same = found["sessions"][0]["profiles"]
     assert base["ratios"] == {}
     assert len(base["samples"]["control_decode_s"]) == 3
     assert fast["ratios"]["decode"]["verdict"] == "faster"

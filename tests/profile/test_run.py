@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from forge.core.errors import CheckpointError, EvaluationError, OutputError
-from forge.profile import needs, run
+from forge.profile import needs
+from forge.profile import session as session_module
 from forge.profile.comparison import cores_of
 from forge.profile.cores import usable_cores
 from forge.profile.noise import disturbance_of
 from forge.profile.run import Profiles, profile_models
+from forge.profile.session import Session
 from forge.profile.setting import Effort, Setting
 from forge.profile.subjects import Subject
 from forge.profile.turns import Seat, turns_needed
 from forge.profile.worker_process import WorkerError
-from forge.results.store import open_results
+from forge.results.records import ProfileRecord
+from forge.results.store import ResultsStore, open_results
 from tests.factory import tiny_checkpoint
 
 EFFORT = Effort(rounds=2, samples=1)
@@ -54,8 +57,8 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine()
-    monkeypatch.setattr(run, "take_turns", found.take_turns)
-    monkeypatch.setattr(run, "noise_before", lambda cores: {"load_before": 0.0})
+    monkeypatch.setattr(session_module, "take_turns", found.take_turns)
+    monkeypatch.setattr(session_module, "noise_before", lambda cores: {"load_before": 0.0})
     return found
 
 
@@ -223,22 +226,22 @@ def test_a_session_that_was_not_stored_to_its_end_is_not_found(
 ) -> None:
     results = tmp_path / "r.db"
     stored: list[object] = []
-    add = run.ResultsStore.add_profile
+    add = ResultsStore.add_profile
 
-    def stop_at_second(self: run.ResultsStore, profile: run.ProfileRecord) -> None:
+    def stop_at_second(self: ResultsStore, profile: ProfileRecord) -> None:
         if stored:
             raise KeyboardInterrupt
         stored.append(profile)
         add(self, profile)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.ResultsStore, "add_profile", stop_at_second)
+        patch.setattr(ResultsStore, "add_profile", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             profiled(models, results)
     found = profiled(models, results)
     assert not found.sessions[0].is_reused
     assert len({profile.session for profile in found.sessions[0].profiles}) == 1
-    assert profiled(models, results).sessions[0] == run.Session(
+    assert profiled(models, results).sessions[0] == Session(
         found.sessions[0].digest, found.sessions[0].setting, found.sessions[0].profiles, True
     )
 
