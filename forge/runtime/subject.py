@@ -19,7 +19,7 @@ from forge.checkpoints.hashing import record_files
 from forge.checkpoints.manifest_reader import Manifest, read_manifest
 from forge.core.errors import CheckpointError, IncompatibleError, RecipeError
 from forge.merge.diagnose import layer_rows, place_of, read_record
-from forge.quantize.catalog import identify
+from forge.quantize.catalog import FORMATS, identify
 from forge.recipes.yaml_reader import parse_yaml
 from forge.results.records import ModelRecord, digest_of
 
@@ -92,7 +92,12 @@ def _fingerprint(checkpoint: Checkpoint) -> str:
 
 def _label(checkpoint: Checkpoint) -> str:
     reference = checkpoint.reference
-    name = Path(reference.path).resolve().name if checkpoint.revision is None else reference.path
+    if checkpoint.revision is not None:
+        name = reference.path
+    else:
+        folder = Path(reference.path).resolve()
+        # Several formats of one quantization lie in folders that are called after the formats.
+        name = f"{folder.parent.name}/{folder.name}" if folder.name in FORMATS else folder.name
     if reference.lora is not None:
         name += f"+{Path(reference.lora.path).name}"
     return name

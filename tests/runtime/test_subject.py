@@ -41,6 +41,12 @@ def test_a_copy_is_the_same_model(model: Path, tmp_path: Path) -> None:
     assert (first.licence, second.licence) == (None, "mit")
 
 
+def test_a_folder_that_is_called_after_its_format_says_of_what(tmp_path: Path) -> None:
+    folder = tmp_path / "biomistral-awq" / "awq-gemm"
+    tiny_checkpoint(folder)
+    assert record_of(folder).label == "biomistral-awq/awq-gemm"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_one_byte_makes_another_model(model: Path, name: str) -> None:
     before = record_of(model).fingerprint
