@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from forge.report.card_tables import tables_of
+from forge.report.card_tables import CardTable, tables_of
 from forge.report.card_text import CardText, read_card
 from forge.report.lint_averages import average_findings
 from forge.report.lint_claims import claim_findings
 from forge.report.lint_finding import LintFinding
 from forge.report.lint_marks import mark_findings
 from forge.report.lint_values import shape_findings, value_findings
-from forge.report.lint_view import view_of
+from forge.report.lint_view import less_is_better, view_of
 
+_AROUND: Final = 6
+"""Lines before and behind a table that may be its caption."""
+_MAX_LINE: Final = 20_000
 _ORDER: Final = ("error", "warning", "hint")
 
 
@@ -76,7 +79,7 @@ def lint_text(card: CardText) -> LintReport:
         others = [other for other in views if other is not view]
         findings += shape_findings(table)
         findings += average_findings(view, others)
-        findings += mark_findings(view)
+        findings += mark_findings(view, less_may_be_better=_speaks_of_less(card, table))
         findings += value_findings(view)
     findings += claim_findings(card, views)
     findings.sort(key=lambda finding: (finding.line, _ORDER.index(finding.level), finding.message))
@@ -85,3 +88,11 @@ def lint_text(card: CardText) -> LintReport:
         num_tables=len(tables),
         num_results=sum(view.has_results for view in views),
     )
+
+
+def _speaks_of_less(card: CardText, table: CardTable) -> bool:
+    """Tell whether the lines around a table name a measure of which less is better."""
+    first = max(0, table.line - 1 - _AROUND)
+    around = [*card.lines[first : table.line - 1],
+              *card.lines[table.last_line : table.last_line + _AROUND]]  # fmt: skip
+    return any(less_is_better(line[:_MAX_LINE]) for line in around)

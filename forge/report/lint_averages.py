@@ -24,6 +24,9 @@ _SIZE_ROW: Final = re.compile(
 )
 _SIZE_IN_HEAD: Final = re.compile(r"\((?:n\s?=\s?)?(\d{2,6})(?:\s(?:questions|items|samples))?\)")
 _EDGE: Final = 1e-9
+_LEAST_ROWS: Final = 3
+"""Rows that must be there before columns are left out to explain them; fewer agree by chance."""
+_MOST_SETTINGS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +75,14 @@ def _column_findings(
     if not checked:
         return []
     columns = max(
-        _candidates(view, average),
+        _candidates(view, average, num_rows=len(checked)),
         key=lambda each: (
             sum(_agrees(view, row, average, each, sizes) for row in checked), len(each),
         ),
     )  # fmt: skip
     wrong = [row for row in checked if not _agrees(view, row, average, columns, sizes)]
     findings = _mixed(view, average, columns, [row for row in checked if row not in wrong])
-    if len(wrong) == len(checked) > 2 and all(
+    if len(wrong) == len(checked) >= _LEAST_ROWS and all(
         _within(view, row, average, columns) for row in wrong
     ):
         line, printed = view.cell(wrong[0], average).line, view.number(wrong[0], average)
@@ -174,20 +177,24 @@ def _bounds_findings(view: View, average: Column, rows: Sequence[int]) -> list[L
     return findings
 
 
-def _candidates(view: View, average: Column) -> list[tuple[Column, ...]]:
+def _candidates(view: View, average: Column, *, num_rows: int) -> list[tuple[Column, ...]]:
     """Return the sets of columns that an average may be over, the likeliest first."""
     tasks, averages = view.of_kind("task"), view.of_kind("average")
     before = max((each.index for each in averages if each.index < average.index), default=-1)
     after = min((each.index for each in averages if each.index > average.index), default=1 << 30)
     rest = tuple(each for each in averages if each != average)
+    left = tuple(each for each in tasks if each.index < average.index)
     sets = [
         tasks,
-        tuple(each for each in tasks if before < each.index < average.index),
-        tuple(each for each in tasks if each.index < average.index),
+        tuple(each for each in left if before < each.index),
+        left,
         tuple(each for each in tasks if average.index < each.index < after),
         rest,
         tuple(sorted((*tasks, *rest), key=lambda each: each.index)),
     ]
+    if num_rows >= _LEAST_ROWS:
+        # A column before the tasks may be a setting whose head says nothing, such as 'τ'.
+        sets += [left[start:] for start in range(1, min(len(left) - 1, _MOST_SETTINGS + 1))]
     return [each for each in dict.fromkeys(sets) if len(each) > 1]
 
 

@@ -9,6 +9,7 @@ the reader is told once. A row that is bold throughout names the card's own mode
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from forge.report.card_cells import Cell
@@ -17,30 +18,39 @@ from forge.report.lint_view import Column, View, view_of
 
 _LEAST_BOLD: Final = 3
 """Numbers that a row bold throughout has at least."""
+_LEAST_CROWDED: Final = 2
+"""Columns with several bold values that are a habit; one is a mistake."""
 
 
-def mark_findings(view: View) -> list[LintFinding]:
+def mark_findings(view: View, *, less_may_be_better: bool = False) -> list[LintFinding]:
     """Return what is wrong with the marks of a table.
 
     Args:
         view: The table. Where nothing says whether its rows or its columns are models, the way
             round in which less is wrong counts.
+        less_may_be_better: Whether the text around it speaks of something of which less is
+            better; columns whose heads say nothing may then have either end as their best.
     """
-    findings = _findings(view)
+    findings = _findings(view, less_may_be_better)
     if not findings or view.is_certain:
         return findings
-    turned = _findings(view_of(view.table, turned=True))
+    turned = _findings(view_of(view.table, turned=True), less_may_be_better)
     return turned if len(turned) < len(findings) else findings
 
 
-def _findings(view: View) -> list[LintFinding]:
+def _findings(view: View, less_may_be_better: bool) -> list[LintFinding]:
     columns = view.of_kind("task", "measure", "average", "weighted")
     throughout = [row for row in view.rows if _is_bold_throughout(view, row, columns)]
     aside = _groups_aside(view, columns, throughout)
     rows = [row for group in view.groups if group not in aside for row in group]
     findings = [_aside_finding(view, group, columns, rows) for group in aside]
     not_best: dict[int, list[str]] = {}
+    several = _several_bold(view, columns, rows)
+    if several is not None:
+        return [*findings, several]
     for column in columns:
+        if less_may_be_better and not column.is_known:
+            column = _other_way(view, column, rows)
         numbered = [row for row in rows if view.number(row, column) is not None]
         marked = [row for row in numbered if view.cell(row, column).is_bold]
         if len(numbered) < 2 or len(marked) == len(numbered):
@@ -82,6 +92,36 @@ def _bold_finding(
         message += " If less is better there, say so with ↓."
         return LintFinding("warning", "bold", cell.line, message)
     return LintFinding("error", "bold", cell.line, message)
+
+
+def _several_bold(view: View, columns: Sequence[Column], rows: Sequence[int]) -> LintFinding | None:
+    """Return one finding for a table whose bold marks no best of a column, but of pairs, say."""
+    marked, crowded, line = 0, 0, 0
+    for column in columns:
+        bold = [
+            row for row in rows
+            if view.number(row, column) is not None and view.cell(row, column).is_bold
+        ]  # fmt: skip
+        groups = sum(any(row in bold for row in group) for group in view.groups)
+        marked += bool(bold)
+        if len({_value(view, column, row) for row in bold}) > groups:
+            crowded += 1
+            line = line or view.cell(bold[-1], column).line
+    if crowded < _LEAST_CROWDED or 2 * crowded <= marked:
+        return None
+    return LintFinding(
+        "warning", "bold", line,
+        f"{crowded} of {marked} columns have several different bold values, so bold does not mark "
+        "the best of a column. Say what it marks.",
+    )  # fmt: skip
+
+
+def _other_way(view: View, column: Column, rows: Sequence[int]) -> Column:
+    """Return a column with the direction in which its bold values are right, if either is."""
+    numbered = [row for row in rows if view.number(row, column) is not None]
+    bold = {_value(view, column, row) for row in numbered if view.cell(row, column).is_bold}
+    lowest = min((_value(view, column, row) for row in numbered), default=None)
+    return replace(column, lower_is_better=bold == {lowest})
 
 
 def _tie_findings(

@@ -29,7 +29,7 @@ _AVERAGE: Final = re.compile(
 _WEIGHTED: Final = re.compile(r"\b(?:micro|weighted)\b", re.IGNORECASE)
 _UNWEIGHTED: Final = re.compile(r"\bun-?weighted\b", re.IGNORECASE)
 _LOWER: Final = re.compile(
-    r"↓|⬇|▼|\b(?:ppl|perplexity|perplexities|kl|kld|divergence|v?ram|memory|mem|disk|time|latency|"
+    r"↓|⬇|▼|\b(?:\w{0,12}ppl|perplexity|perplexities|kl|kld|divergence|v?ram|memory|mem|disk|time|latency|"
     r"ttft|tpot|itl|ece|calibration error|brier|loss|errors?|err|wer|cer|eer|mae|mse|rmse|fid|"
     r"toxicity|hallucinations?|hallucination rate|cost|price|energy|seconds?|sec|ms|missing|nll|"
     r"bpb|bits per byte|flips?)\b",
@@ -52,6 +52,10 @@ _SHARE: Final = re.compile(
     r"\b(?:acc|accuracy|f1|em|exact match|recall|precision|auc|auroc|auprc|rouge(?:-?[\dl])?|bleu|"
     r"pass@\d+|mmlu|medqa|medmcqa|pubmedqa|arc|hellaswag|winogrande|gsm8k|truthfulqa|boolq|piqa|"
     r"anatomy|genetics|biology|medicine)\b|%",
+    re.IGNORECASE,
+)
+_CHANGE: Final = re.compile(
+    r"[Δδ].{0,40}|.{0,40}\b(?:delta|diff|difference|change|gain|gains|improvement)\b.{0,40}",
     re.IGNORECASE,
 )
 _MODELS: Final = re.compile(
@@ -92,7 +96,8 @@ class View:
     Attributes:
         table: The table, turned where its columns were models.
         columns: What its columns hold.
-        groups: Numbers of its rows that are no separators, in groups that separators divide.
+        groups: Numbers of its rows, in groups that separators divide; neither those nor rows of
+            differences are among them.
         is_certain: Whether something says which way round the table is.
     """
 
@@ -103,7 +108,7 @@ class View:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Numbers of all rows that are no separators."""
+        """Numbers of the rows of all groups."""
         return tuple(row for group in self.groups for row in group)
 
     def of_kind(self, *kinds: Kind) -> tuple[Column, ...]:
@@ -149,6 +154,11 @@ def view_of(table: CardTable, *, turned: bool | None = None) -> View:
     return View(shown, columns, _groups(shown), is_certain=found is not None)
 
 
+def less_is_better(text: str) -> bool:
+    """Return whether a text names a measure of which less is better, such as perplexity."""
+    return bool(_LOWER.search(text))
+
+
 def _is_turned(table: CardTable) -> bool | None:
     if any(_is_average(cell.text) for cell in table.heads[1:]):
         return False
@@ -186,7 +196,7 @@ def _groups(table: CardTable) -> tuple[tuple[int, ...], ...]:
     for at, row in enumerate(table.rows):
         if _separates(row):
             groups.append([])
-        else:
+        elif not _CHANGE.fullmatch(row[0].text):
             groups[-1].append(at)
     return tuple(tuple(group) for group in groups if group)
 
@@ -205,6 +215,8 @@ def _column(index: int, head: Cell, cells: list[Cell]) -> Column:
         return Column(index, name, "measure", lower_is_better=True)
     if _HIGHER_MEASURE.search(head.text):
         return Column(index, name, "measure")
+    if _CHANGE.fullmatch(name):
+        return Column(index, name, "setting")
     # 'MMLU (5-shot)' is a task: what stands in parentheses says how it was asked.
     if _SETTING.search(re.sub(r"\([^()]{0,60}\)", "", name)) or not name:
         return Column(index, name, "label" if not name and index == 0 else "setting")

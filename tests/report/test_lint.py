@@ -211,6 +211,43 @@ def test_bold(lines: tuple[str, ...], expected: list[tuple[str, int]]) -> None:
     assert of(report, "bold") == expected
 
 
+def test_a_caption_may_say_that_less_is_better() -> None:
+    lines = ("x | **2.5** | 0.3", "y | 3.5 | **0.2**", "z | 4.5 | 0.4")
+    table = rows(*lines, heads="Model | Airfoil | Abalone")
+    assert of(lint(table), "bold") == [("warning", 3), ("warning", 4)]
+    assert of(lint(f"Table 1: MAE of three runs.\n\n{table}"), "bold") == []
+    neither = table.replace("3.5", "**3.5**").replace("**2.5**", "2.5")
+    assert of(lint(f"Table 1: MAE of three runs.\n\n{neither}"), "bold") == [("error", 6)]
+
+
+def test_bold_that_marks_pairs_is_said_once() -> None:
+    # Each model beside itself with retrieval: the better of the two is bold.
+    lines = (
+        "GPT-5 | 65.2 | 91.3 | 80.9", "GPT-5 + RAG | 64.8 | **91.6** | **80.8**",
+        "Gemma | **40.8** | **44.1** | **45.6**", "Gemma + RAG | 38.2 | 41.8 | 43.4",
+    )  # fmt: skip
+    found = only(lint(rows(*lines, heads="Model | AfriMedQA | MedQA | MedMCQA")), "bold")
+    assert (found.level, found.line) == ("warning", 5)
+    assert found.message.startswith("2 of 3 columns have several different bold values")
+
+
+def test_differences_are_no_model() -> None:
+    table = rows(
+        "arc_easy | 56.6 | **62.4** | +5.8", "WikiPPL | 26.2 | **22.4** | -3.8",
+        heads="Task | base | ours | Δ",
+    )  # fmt: skip
+    assert lint(table).findings == ()
+
+
+def test_a_setting_before_the_tasks_is_not_averaged() -> None:
+    lines = ("a | 0.75 | 27.2 | 30.4 | 28.8", "b | 0.34 | 24.9 | 27.1 | 26.0")
+    more = (*lines, "c | 0.75 | 26.9 | 30.3 | 28.6")
+    heads = "run | τ | hellaswag | arc_easy | avg"
+    assert of(lint(rows(*more, heads=heads)), "average") == []
+    # Two rows are too few to leave a column out: they would explain too much.
+    assert of(lint(rows(*lines, heads=heads)), "average") == [("error", 3), ("error", 4)]
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
