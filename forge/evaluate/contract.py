@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from forge.results.answers import ChoiceAnswer, TextAnswer
+
+TRUNCATING: Final = ", truncating"
+"""What a backend's name ends with when it may cut a prompt's beginning."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from forge.evaluate.backends.batches import Row
 from forge.evaluate.backends.encoding import Encoder
 from forge.evaluate.backends.greedy import write_rows
 from forge.evaluate.backends.trunk import Trunk, check_length
-from forge.evaluate.contract import ChoiceRequest, TextRequest
+from forge.evaluate.contract import TRUNCATING, ChoiceRequest, TextRequest
 from forge.results.answers import ChoiceAnswer, TextAnswer
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LocalBackend:
         batch_tokens: Most tokens of a batch, those that all rows share apart; ``None`` for what
             suits the device.
         truncate: Whether prompts that are longer than the model's context lose their beginning,
-            as in lm-eval, instead of being refused. It is part of the backend's name.
+            as in lm-eval, instead of being refused.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LocalBackend:
     @property
     def name(self) -> str:
         """``forge`` or ``transformers``, and whether prompts may be cut."""
-        return backend_name(self._loaded.backend, truncate=self._truncate)
+        return self._loaded.backend + (TRUNCATING if self._truncate else "")
 
     @property
     def dtype(self) -> str:
@@ -134,11 +134,6 @@ class LocalBackend:
             self.trunk.model, len(tokens) + room, f"The prompt that ends with {text[-60:]!r}"
         )
         return tokens
-
-
-def backend_name(backend: str, *, truncate: bool) -> str:
-    """Return what a local backend is called in keys and tables."""
-    return f"{backend}, truncating" if truncate else backend
 
 
 def log_probabilities(trunk: Trunk, states_PD: torch.Tensor) -> Iterator[torch.Tensor]:
