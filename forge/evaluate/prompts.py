@@ -111,10 +111,10 @@ def _chat_prompts(
     form = task.prompt
     before = _instruction(task).strip()
     messages: Messages = []
-    for text, answer in [
-        (question_text(form, shot), (form.cue + answer_text(task, shot)).strip()) for shot in shots
-    ]:
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    for shot in shots:
+        answer = (form.cue + answer_text(task, shot)).strip()
+        messages.append({"role": "user", "content": question_text(form, shot)})
+        messages.append({"role": "assistant", "content": answer})
 
     def rendered(question: str) -> str:
         turns = [*messages, {"role": "user", "content": question}]
@@ -126,7 +126,7 @@ def _chat_prompts(
     start = rendered(_SENTINEL).find(_SENTINEL)
     if start < 0:
         raise EvaluationError(
-            "The chat template does not show what the user says. Run without it (--no-chat)."
+            "The chat template does not show what the user says. Run without chat templates."
         )
     shared = _common_beginning(texts)[:start]
     return [Prompt(shared, text[len(shared) :]) for text in texts]

@@ -129,8 +129,8 @@ def text_metrics(
     return metrics | {
         "decision_accuracy": values["accuracy"],
         "decision_accuracy_se": values["accuracy_se"],
-        "decision_macro_f1": values["macro_f1"],
-        "decision_balanced_accuracy": values["balanced_accuracy"],
+        "decision_macro_f1": values.get("macro_f1"),
+        "decision_balanced_accuracy": values.get("balanced_accuracy"),
         "missing_rate": values["missing_rate"],
         "majority_baseline": max(Counter(gold).values()) / len(items),
     }

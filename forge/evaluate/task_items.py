@@ -116,11 +116,6 @@ def _item(task: TaskSpec, row: Mapping[str, object], columns: Columns) -> TaskIt
         raise _WrongRowError("there is no right option.")
     else:
         gold = right
-    label = decision or ""
-    if columns.label is not None:
-        label = _name(row, columns.label)
-    elif right is not None and not columns.fixed_options:
-        label = LETTERS[right]
     content = [list(passages), question, list(options), gold]
     item_id = (
         digest_of("item", *content)[:_ID_DIGITS]
@@ -133,10 +128,26 @@ def _item(task: TaskSpec, row: Mapping[str, object], columns: Columns) -> TaskIt
         question="\n\n".join([*passages, question]),
         options=options,
         gold=gold,
-        label=label,
+        label=_label(task, row, columns, right, decision),
         cluster=None if columns.cluster is None else _name(row, columns.cluster),
     )
     return TaskItem(record, question, passages, decision)
+
+
+def _label(
+    task: TaskSpec,
+    row: Mapping[str, object],
+    columns: Columns,
+    right: int | None,
+    decision: str | None,
+) -> str:
+    if task.kind == "text" and decision is not None:
+        return decision
+    if columns.label is not None:
+        return _name(row, columns.label)
+    if right is not None and not columns.fixed_options:
+        return LETTERS[right]
+    return decision or ""
 
 
 def _options(

@@ -69,7 +69,8 @@ class Columns:
         wrong: Column with a list of wrong options.
         reference: Column of the answer in words; tasks of kind ``text`` have one.
         id: Column that names the item; by default a digest of its content.
-        label: Column to stratify by; by default the right option.
+        label: Column to stratify by; by default the right option, and always that where an
+            answer in words decides for one.
         cluster: Column with the name of the passage that items share, or ``None``.
     """
 

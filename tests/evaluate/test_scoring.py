@@ -180,6 +180,12 @@ def test_answers_in_words_are_scored_by_text_and_decision() -> None:
     assert metrics["decision_macro_f1"] == pytest.approx((2 / 4 + 0) / 2)
 
 
+def test_one_answer_in_words_is_scored_too() -> None:
+    metrics = text_metrics([_item(0, "a b c")], [TextAnswer("a b c\nAnswer: yes")])
+    assert (metrics["decision_accuracy"], metrics["rougeL"]) == (1.0, 1.0)
+    assert metrics["decision_macro_f1"] is None
+
+
 def test_answers_in_words_without_options_have_no_decision() -> None:
     metrics = text_metrics([_item(0, "a b c", options=())], [TextAnswer("a b c")])
     assert metrics == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0, "rougeL_se": None}

@@ -164,3 +164,16 @@ def test_the_columns_of_the_data_sets_are_understood(
     for item in items:
         number = int(item.question.split()[-1].rstrip("?"))
         assert item.record.gold == number % len(item.record.options)
+
+
+def test_the_label_of_an_answer_in_words_is_its_decision() -> None:
+    columns = Columns(
+        question="question", options=("choices",), answer="answer", label="topic",
+        reference="reference",
+    )  # fmt: skip
+    rows = [Row(_row(topic="heart", reference="Because."), "line 1")]
+    words = load_suite("medical-generative").task("pubmedqa_long")
+    (item,) = read_items(words, [("FILE", rows)], columns)
+    assert (item.record.label, item.record.gold, item.decision) == ("b", "Because.", "b")
+    (item,) = read_items(_task(), [("FILE", rows)], columns)
+    assert (item.record.label, item.record.gold) == ("heart", 1)
