@@ -76,8 +76,9 @@ def _sections(comparison: Comparison) -> list[Section]:
     charts, narrow = groups(comparison), narrow_groups(comparison)
     caption = (
         "Up and left is better. The dashed line is the best accuracy that a memory buys; the area "
-        "of a mark is the decoding speed. Filled marks are on the front: no other model is at "
-        "least as good in accuracy, memory and speed, and better in one."
+        "of a mark is the decoding speed; a whisker is the paired interval of the difference from "
+        "the model's baseline. Filled marks are on the front: no other model is at least as good "
+        "in accuracy, memory and speed, and better in one."
     )
     pareto = figures(
         charts["pareto"], caption, title="Accuracy against memory", narrow=narrow["pareto"]

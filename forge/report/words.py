@@ -6,19 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from forge.report.comparison import NonInferiority
+from forge.report.comparison import VerdictKind
 
 Status = Literal["good", "warn", "bad", "neutral"]
 """How a state is coloured; it is always also a word."""
 
 _UNITS: Final = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("bytes", 1.0))
-NON_INFERIORITY: Final[Mapping[NonInferiority, tuple[Status, str]]] = {
-    "superior": ("good", "better"),
-    "non-inferior": ("good", "not worse"),
-    "inconclusive": ("warn", "undecided"),
-    "inferior": ("bad", "worse"),
+VERDICT_STATUS: Final[Mapping[VerdictKind, Status]] = {
+    "source": "neutral",
+    "better": "good",
+    "not worse": "good",
+    "worse": "bad",
+    "undecided": "warn",
+    "unmeasured": "neutral",
 }
-"""Status and word of where a paired interval lies against the margin."""
 MEMORY_NAMES: Final[Mapping[str, str]] = {
     "weights_on_disk": "Weights on disk",
     "weights_in_memory": "Weights in memory",

@@ -96,6 +96,24 @@ def test_a_pareto_mark_stands_at_its_accuracy_and_memory() -> None:
     assert "Peak (GB)" in texts(root)
 
 
+def test_a_pareto_whisker_reaches_as_far_as_the_paired_interval() -> None:
+    found = comparison()
+    root = ET.fromstring(all_charts(found)["pareto"])
+    pair = found.pairs[-1]
+    point = next(point for point in found.pareto.points if point.model == pair.variant)  # type: ignore[union-attr]
+    x, _ = middle(next(m for tip, m in marks(root).items() if tip.startswith(pair.variant)))
+    whisker = next(
+        line for line in root.iter(f"{SVG}line")
+        if line.get("x1") == line.get("x2") == f"{x:g}" and line.get("stroke-width") == "1.5"
+    )  # fmt: skip
+    ends = [axis_value(root, float(whisker.get(key, "")), upright=True) for key in ("y1", "y2")]
+    half = 100 * (pair.overall.interval.high - pair.overall.difference)
+
+    assert ends == pytest.approx(
+        [100 * point.accuracy - half, 100 * point.accuracy + half], abs=0.05
+    )
+
+
 def test_the_area_of_a_pareto_mark_is_the_speed() -> None:
     slow = dataclasses.replace(POINTS[1], label="slow", speed=10.0)
     fast = dataclasses.replace(POINTS[1], label="fast", speed=40.0, memory_bytes=9e9)

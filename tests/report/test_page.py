@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 import pytest
 
 from forge.core.errors import OutputError
-from forge.report.comparison import Comparison, Recommendation
+from forge.report.comparison import Comparison, Interval, Recommendation
 from forge.report.html import render_page
 from forge.report.markup import Markup, element, escape, join, number, visible
 from forge.report.words import chance, figures, percent, points, seconds, size_text
@@ -386,6 +386,22 @@ def test_an_answer_that_is_missing_is_said(tree: Node) -> None:
 
     assert "No option can be read from the answer of the variant." in items[5].text
     assert "No option can be read" not in items[0].text
+
+
+def test_a_loss_that_is_sure_is_called_worse_wherever_it_is_shown() -> None:
+    """Its interval lies below zero and reaches beyond the margin: inconclusive by the margin."""
+    found = comparison()
+    overall = dataclasses.replace(
+        found.pairs[0].overall, difference=-0.008, interval=Interval(-0.015, -0.001),
+        verdict="inconclusive",
+    )  # fmt: skip
+    pair = dataclasses.replace(found.pairs[0], overall=overall, tasks=())
+    tree = read(render_page(dataclasses.replace(found, pairs=(pair,))))
+    (row,) = rows_of(tree, "differences-table").values()
+    (forest, _) = tree.all("figure", data_name="paired-differences")[0].all("svg")
+
+    assert row[5].text == "✕worse"
+    assert forest.all("desc")[0].text.endswith("−0.8 [−1.5, −0.1], worse.")
 
 
 def test_controls_that_need_a_script_are_not_there_without_it(tree: Node) -> None:

@@ -60,12 +60,15 @@ class ForestRow:
     status: Status
 
 
-def forest(rows: Sequence[ForestRow], *, margin: float, width: float = WIDTH) -> Drawing:
+def forest(
+    rows: Sequence[ForestRow], *, margin: float, confidence: float = 0.95, width: float = WIDTH
+) -> Drawing:
     """Draw a row for each pair, grouped by what it is compared with.
 
     Args:
         rows: At least one.
         margin: Points by which a variant may be worse; at least 0.
+        confidence: Of the intervals.
         width: In pixels.
     """
     wide = width >= 600
@@ -94,7 +97,7 @@ def forest(rows: Sequence[ForestRow], *, margin: float, width: float = WIDTH) ->
     )
     return Drawing(
         "paired-differences",
-        "Paired differences, 95 % intervals",
+        f"Paired differences, {100 * confidence:g} % intervals",
         f"Margin {margin:g} points. {described}.",
         width,
         bottom + 50,

@@ -33,7 +33,7 @@ class ParetoPoint:
         series: Its place in the table of models, from 0.
         memory_bytes: What it needs; above 0.
         accuracy: In percent.
-        low: Lower end of its 95 % interval, or ``None``.
+        low: Lower end of its whisker, or ``None``; see ``interval_name``.
         high: Upper end, or ``None``.
         speed: Decoded tokens/s, or ``None`` if that was not measured.
         on_front: Whether no other model is at least as good in all three, and better in one.
@@ -50,7 +50,12 @@ class ParetoPoint:
 
 
 def pareto(
-    points: Sequence[ParetoPoint], *, memory_name: str, accuracy_name: str, width: float = WIDTH
+    points: Sequence[ParetoPoint],
+    *,
+    memory_name: str,
+    accuracy_name: str,
+    interval_name: str = "interval",
+    width: float = WIDTH,
 ) -> Drawing:
     """Draw accuracy against memory.
 
@@ -58,6 +63,7 @@ def pareto(
         points: At least one.
         memory_name: Which memory it is, such as ``Peak resident set``.
         accuracy_name: Which accuracy it is, such as ``Macro-averaged accuracy``.
+        interval_name: What the whiskers are.
         width: In pixels.
     """
     is_wide = width >= 600
@@ -84,7 +90,7 @@ def pareto(
             _radius(point.speed, fastest),
             None if point.low is None else y_scale(point.low),
             None if point.high is None else y_scale(point.high),
-            _tip(point),
+            _tip(point, interval_name),
             hollow=not point.on_front,
         )
         for point in points
@@ -136,10 +142,10 @@ def _taken(path: Sequence[tuple[float, float]]) -> list[Box]:
     ]
 
 
-def _tip(point: ParetoPoint) -> str:
+def _tip(point: ParetoPoint, interval_name: str) -> str:
     tip = f"{point.label}: {point.accuracy:.1f} %"
     if point.low is not None and point.high is not None:
-        tip += f" [{point.low:.1f}, {point.high:.1f}]"
+        tip += f" ({interval_name} {point.low:.1f} to {point.high:.1f})"
     tip += f", {size_text(point.memory_bytes)}"
     return tip if point.speed is None else f"{tip}, {point.speed:.1f} tokens/s"
 

@@ -19,7 +19,8 @@ from forge.report.charts.layers import LayerPanel, LayerSeries, layer_panels
 from forge.report.charts.pareto import ParetoPoint, pareto
 from forge.report.charts.reliability import ReliabilityPlot, reliability
 from forge.report.comparison import Comparison, Merge, QuantizationErrors
-from forge.report.words import MEMORY_NAMES, NON_INFERIORITY
+from forge.report.verdicts import verdict_kind
+from forge.report.words import MEMORY_NAMES, VERDICT_STATUS
 
 Group = tuple[Drawing, ...] | str
 """Charts of one kind, or why there are none."""
@@ -81,24 +82,36 @@ def _pareto(comparison: Comparison, width: float) -> Group:
     if found is None or not found.points:
         return "It needs two local models with an accuracy and a size of memory."
     places = _places(comparison)
-    points = [
-        ParetoPoint(
-            point.model,
-            places[point.model],
-            point.memory_bytes,
-            100 * point.accuracy,
-            None,
-            None,
-            point.decode_tokens_per_s,
-            point.on_front,
+    reach = {
+        pair.variant: (
+            pair.overall.interval.low - pair.overall.difference,
+            pair.overall.interval.high - pair.overall.difference,
         )
-        for point in found.points
-    ]
+        for pair in comparison.pairs
+    }
+    points = []
+    for point in found.points:
+        # What one weighs is a difference. The interval of an accuracy alone is several times as
+        # wide, because it does not know that the questions are the same.
+        low, high = reach.get(point.model, (None, None))
+        points.append(
+            ParetoPoint(
+                point.model,
+                places[point.model],
+                point.memory_bytes,
+                100 * point.accuracy,
+                None if low is None else 100 * (point.accuracy + low),
+                None if high is None else 100 * (point.accuracy + high),
+                point.decode_tokens_per_s,
+                point.on_front,
+            )
+        )
     return (
         pareto(
             points,
             memory_name=MEMORY_NAMES.get(found.memory_is, found.memory_is),
             accuracy_name="Micro-averaged accuracy",
+            interval_name="paired with its baseline:",
             width=width,
         ),
     )
@@ -111,7 +124,7 @@ def _forest(comparison: Comparison, width: float) -> Group:
     rows = []
     for pair in comparison.pairs:
         overall = pair.overall
-        status, verdict = NON_INFERIORITY[overall.verdict]
+        verdict = verdict_kind(overall, margin=comparison.settings.margin)
         ends = (100 * overall.interval.low, 100 * overall.interval.high)
         rows.append(
             ForestRow(
@@ -121,10 +134,17 @@ def _forest(comparison: Comparison, width: float) -> Group:
                 100 * overall.difference,
                 *ends,
                 verdict,
-                status,
+                VERDICT_STATUS[verdict],
             )
         )
-    return (forest(rows, margin=100 * comparison.settings.margin, width=width),)
+    return (
+        forest(
+            rows,
+            margin=100 * comparison.settings.margin,
+            confidence=comparison.settings.confidence,
+            width=width,
+        ),
+    )
 
 
 def _flips(comparison: Comparison, width: float) -> Group:

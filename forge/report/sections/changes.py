@@ -26,7 +26,8 @@ from forge.report.sections.parts import (
     swatch,
     table,
 )
-from forge.report.words import NON_INFERIORITY, Status, chance, percent, points
+from forge.report.verdicts import verdict_kind
+from forge.report.words import VERDICT_STATUS, Status, chance, percent, points
 
 _KINDS: Final[Mapping[str, tuple[Status, str]]] = {
     "lost": ("bad", "right → wrong"),
@@ -90,7 +91,7 @@ def _tests(comparison: Comparison) -> Markup:
 
 
 def _test(comparison: Comparison, pair: Pair, found: Difference) -> list[Cell]:
-    status, word = NON_INFERIORITY[found.verdict]
+    word = verdict_kind(found, margin=comparison.settings.margin)
     clusters = EMPTY
     if found.num_clusters != found.num_items:
         clusters = element("small", None, f"{found.num_clusters:,} passages")
@@ -102,7 +103,7 @@ def _test(comparison: Comparison, pair: Pair, found: Difference) -> list[Cell]:
         Cell(join((f"{found.num_items:,}", clusters)), float(found.num_items)),
         Cell(points(found.difference), 100 * found.difference),
         Cell(f"[{points(found.interval.low)}, {points(found.interval.high)}]"),
-        Cell(pill(status, word), word),
+        Cell(pill(VERDICT_STATUS[word], word), word),
         Cell(str(found.gained), float(found.gained)),
         Cell(str(found.lost), float(found.lost)),
         Cell(chance(found.p_value), found.p_value),

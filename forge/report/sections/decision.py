@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
-from forge.report.comparison import Comparison, Profile, Verdict, VerdictKind
+from forge.report.comparison import Comparison, Profile, Verdict
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     Section,
@@ -14,17 +13,7 @@ from forge.report.sections.parts import (
     pill,
     swatch,
 )
-from forge.report.words import MEMORY_NAMES, Status, figures, percent, points, size_text
-
-VERDICTS: Final[dict[VerdictKind, tuple[Status, str]]] = {
-    "source": ("neutral", "source"),
-    "better": ("good", "better"),
-    "not worse": ("good", "not worse"),
-    "worse": ("bad", "worse"),
-    "undecided": ("warn", "undecided"),
-    "unmeasured": ("neutral", "unmeasured"),
-}
-"""Status and word of each kind of verdict."""
+from forge.report.words import MEMORY_NAMES, VERDICT_STATUS, figures, percent, points, size_text
 
 
 def opening(comparison: Comparison) -> Markup:
@@ -145,7 +134,6 @@ def _profile(comparison: Comparison, label: str) -> Profile | None:
 
 
 def _verdict(comparison: Comparison, verdict: Verdict) -> Markup:
-    status, word = VERDICTS[verdict.kind]
     chosen = element("span", {"class": "chosen"}, " · to release") if verdict.recommended else EMPTY
     name = element("span", {"class": "name"}, swatch(comparison, verdict.model), verdict.model)
     body = element(
@@ -155,7 +143,7 @@ def _verdict(comparison: Comparison, verdict: Verdict) -> Markup:
         element("p", None, f"{verdict.headline.rstrip('.')}."),
         _reasons(verdict),
     )
-    state = element("div", None, pill(status, word))
+    state = element("div", None, pill(VERDICT_STATUS[verdict.kind], verdict.kind))
     return element("li", None, state, body, _key(comparison, verdict.model))
 
 
