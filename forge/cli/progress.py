@@ -1,7 +1,8 @@
 """Show how far a long command is: a bar on a terminal, a line now and then elsewhere.
 
 Both kinds satisfy ``forge.checkpoints.progress.Progress``. ``advance`` is called from worker
-threads, so everything that it touches is under a lock.
+threads, so everything that it touches is under a lock. What is counted are bytes, or things of
+which the plural is given, such as ``answers``.
 """
 
 from __future__ import annotations
@@ -45,15 +46,28 @@ class Progress(Protocol):
         """End the display."""
 
 
-def open_progress(*, quiet: bool) -> Progress:
+def open_progress(*, quiet: bool, counted: str | None = None) -> Progress:
     """Return the display that fits stderr.
 
     Args:
         quiet: Whether to show nothing at all.
+        counted: What is counted, in the plural; ``None`` for bytes.
     """
     if quiet:
         return SilentProgress()
-    return BarProgress() if console.is_interactive() else LineProgress()
+    if console.is_interactive():
+        return BarProgress(counted)
+    return LineProgress(counted=counted)
+
+
+def amount_text(amount: float, counted: str | None) -> str:
+    """Return an amount of bytes, or of what is counted."""
+    return size_text(amount) if counted is None else f"{amount:,.0f} {counted}"
+
+
+def rate_text(rate: float, counted: str | None) -> str:
+    """Return so much a second."""
+    return f"{size_text(rate) if counted is None else f'{rate:.1f}'}/s"
 
 
 class SilentProgress:
@@ -83,10 +97,13 @@ class LineProgress:
 
     Args:
         clock: Returns seconds.
+        counted: What is counted, in the plural; ``None`` for bytes.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, counted: str | None = None
+    ) -> None:
+        self._clock, self._counted = clock, counted
         self._lock = threading.Lock()
         self._total = self._done = self._first = 0
         self._began = self._said_at = 0.0
@@ -106,7 +123,9 @@ class LineProgress:
             self._began = self._said_at = self._clock()
         if done_bytes:
             share = done_bytes / max(total_bytes, 1)
-            console.say(f"resuming at {share:.0%}: {size_text(done_bytes)} are done")
+            console.say(
+                f"resuming at {share:.0%}: {amount_text(done_bytes, self._counted)} are done"
+            )
 
     def advance(self, num_bytes: int) -> None:
         """Print rate and time left, now and then."""
@@ -126,10 +145,14 @@ class LineProgress:
         left = (self._total - self._done) / rate if rate > 0 else 0.0
         return (
             f"{self._done / max(self._total, 1):4.0%}  "
-            f"{size_text(self._done)} of {size_text(self._total)}  "
-            f"{size_text(rate)}/s  {duration_text(left)} left"
+            f"{self._amounts()}  {rate_text(rate, self._counted)}  {duration_text(left)} left"
             + (f"  {self._status}" if self._status else "")
         )
+
+    def _amounts(self) -> str:
+        if self._counted is None:
+            return f"{size_text(self._done)} of {size_text(self._total)}"
+        return f"{self._done:,} of {self._total:,} {self._counted}"
 
     def status(self, text: str) -> None:
         """Print it with the next line."""
@@ -145,9 +168,14 @@ class LineProgress:
 
 
 class BarProgress:
-    """Redraws one line of the terminal."""
+    """Redraws one line of the terminal.
 
-    def __init__(self) -> None:
+    Args:
+        counted: What is counted, in the plural; ``None`` for bytes.
+    """
+
+    def __init__(self, counted: str | None = None) -> None:
+        self._counted = counted
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -168,6 +196,8 @@ class BarProgress:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
             TaskProgressColumn,
             TextColumn,
             TimeRemainingColumn,
@@ -175,14 +205,16 @@ class BarProgress:
         )
         from rich.progress import Progress as RichProgress
 
+        amounts: tuple[ProgressColumn, ...] = (DownloadColumn(), TransferSpeedColumn())
+        if self._counted is not None:
+            amounts = (MofNCompleteColumn(), TextColumn(self._counted, markup=False))
         with self._lock:
             if self._bar is None:
                 self._bar = RichProgress(
                     TextColumn("{task.description}", markup=False),
                     BarColumn(),
                     TaskProgressColumn(),
-                    DownloadColumn(),
-                    TransferSpeedColumn(),
+                    *amounts,
                     TimeRemainingColumn(),
                     console=Console(stderr=True),
                     transient=True,
