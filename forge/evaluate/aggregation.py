@@ -6,8 +6,9 @@
 
 What was computed differently is never averaged together: another model, backend, type, chat
 template, scoring or sample size is another summary. Names of metrics carry the scoring mode, so the
-modes cannot mix. An average is there only if every task has the metric for the same seeds; it says
-which tasks it is over, and which of the suite's are absent.
+modes cannot mix. An average is there only if every task has the metric for the same seeds, where a
+task without examples that was run once counts for all; it says which tasks it is over, and which
+of the suite's are absent.
 """
 
 from __future__ import annotations
@@ -187,12 +188,16 @@ def _average(
     name: str, by_task: Mapping[str, Mapping[int, EvaluationRecord]], *, by_items: bool
 ) -> MeanAndDeviation | None:
     """Average over tasks for each seed, and then over seeds."""
-    seeds = {tuple(records) for records in by_task.values()}
-    if len(seeds) != 1:
+    constant = [of_task for of_task in by_task.values() if _is_constant(of_task)]
+    seeds = {tuple(of_task) for of_task in by_task.values() if of_task not in constant}
+    if len(seeds) > 1:
         return None
     means: list[float | None] = []
-    for seed in next(iter(seeds)):
-        records = [of_task[seed] for of_task in by_task.values()]
+    for seed in next(iter(seeds), (0,)):
+        records = [
+            next(iter(of_task.values())) if of_task in constant else of_task[seed]
+            for of_task in by_task.values()
+        ]
         values = [record.metrics.get(name) for record in records]
         weights = [len(record.items) if by_items else 1 for record in records]
         known = [value for value in values if value is not None]
@@ -201,6 +206,11 @@ def _average(
         total = sum(value * weight for value, weight in zip(known, weights, strict=True))
         means.append(total / sum(weights))
     return _spread(means)
+
+
+def _is_constant(records: Mapping[int, EvaluationRecord]) -> bool:
+    """Tell whether a task was run once because without examples all seeds are the same."""
+    return len(records) == 1 and next(iter(records.values())).shots == 0
 
 
 def _spread(values: Sequence[float | None]) -> MeanAndDeviation | None:

@@ -84,6 +84,18 @@ def test_a_task_with_fewer_seeds_leaves_no_average_behind() -> None:
     assert summary.tasks[1].seeds == (1, 2)
 
 
+def test_a_task_without_examples_counts_for_all_seeds() -> None:
+    zero = _record("z", 1, 0.4, shots=0)
+    (summary,) = aggregate([*RECORDS[:3], zero])
+    found = summary.macro[ACCURACY]
+    assert found is not None
+    values = [(value + 0.4) / 2 for value in TABLE["a"][0]]
+    assert found.mean == pytest.approx(statistics.fmean(values))
+    assert found.deviation == pytest.approx(statistics.pstdev(values))
+    (alone,) = aggregate([zero, _record("y", 2, 0.6, shots=0)])
+    assert alone.macro[ACCURACY] == MeanAndDeviation(pytest.approx(0.5), 0)
+
+
 def test_absent_tasks_are_named_and_the_order_is_the_suites() -> None:
     (summary,) = aggregate(RECORDS, tasks=("c", "b", "a"))
     assert [task.task for task in summary.tasks] == ["b", "a"]
