@@ -138,10 +138,17 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away."""
+        if not isinstance(sys.exception(), BrokenPipeError | ConnectionResetError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 @contextmanager
 def serving(served: Served, *, port: int = 0) -> Iterator[str]:
     """Serve on 127.0.0.1, and yield the URL where paths begin."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(served))
+    server = _Server(("127.0.0.1", port), _handler(served))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -92,25 +92,29 @@ class ApiBackend:
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="forge-api")
         waiting: dict[Future[Answered], int] = {}
         places = iter(range(len(requests)))
+        failed: BaseException | None = None
         try:
             while True:
-                # No more than can run: an error or Ctrl-C leaves few requests behind.
-                while len(waiting) < self.concurrency and (place := next(places, None)) is not None:
+                # No more than can run; and none behind an error, but what runs is heard to its end.
+                while (
+                    failed is None
+                    and len(waiting) < self.concurrency
+                    and (place := next(places, None)) is not None
+                ):
                     waiting[pool.submit(ask, requests[place])] = place
                 if not waiting:
-                    return
+                    break
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                failed: BaseException | None = None
                 for future in done:
                     place = waiting.pop(future)
                     error = future.exception()
+                    failed = failed or error
                     if error is None:
                         on_done(place, future.result())
-                    failed = failed or error
-                if failed is not None:
-                    raise failed
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        if failed is not None:
+            raise failed
 
     def _echo(self, request: ChoiceRequest) -> ChoiceAnswer:
         prompt = request.prompt.text.rstrip()
@@ -121,13 +125,15 @@ class ApiBackend:
             "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 5, "stream": False,
         }  # fmt: skip
         found = self.server.post(_COMPLETIONS, body)
-        log_probs, top_text, top_log_prob = [], "", None
+        log_probs, texts = [], []
+        top_text, top_log_prob = "", None
         for choice in self._choices(found, _COMPLETIONS, len(request.options)):
             place, columns = self._option_place(choice, len(prompt))
             value = number(columns["token_logprobs"][place])
             if value is None:
                 raise self._nonsense(_COMPLETIONS, "gives no log-probability of an option", choice)
             log_probs.append(value)
+            texts.append(str(columns["tokens"][place]))
             listed = columns["top_logprobs"][place]
             if isinstance(listed, dict) and listed:
                 known = {str(key): number(each) for key, each in listed.items()}
@@ -135,7 +141,6 @@ class ApiBackend:
                 if known[best] is not None and _or_least(known[best]) >= _or_least(top_log_prob):
                     top_text, top_log_prob = best, known[best]
         # An option's token that is likelier than all that are listed is the top one.
-        texts = [blanks + option for option in request.options]
         if top_log_prob is None or max(log_probs) > top_log_prob:
             top_log_prob = max(log_probs)
             top_text = texts[log_probs.index(top_log_prob)]
@@ -144,7 +149,7 @@ class ApiBackend:
 
     def _option_place(self, choice: Json, start: int) -> tuple[int, Mapping[str, Sequence[object]]]:
         logprobs = choice.get("logprobs")
-        names = ("text_offset", "token_logprobs", "top_logprobs")
+        names = ("text_offset", "tokens", "token_logprobs", "top_logprobs")
         columns = {
             name: value
             for name in names
