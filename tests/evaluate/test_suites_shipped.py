@@ -77,10 +77,13 @@ def test_the_documentation_shows_the_prompts_as_they_are(data_dir: Path) -> None
     prefix = _prepared("medical", "mmlu_anatomy", data_dir).requests[0].prompt.prefix
     first = prefix[: prefix.index("**Answer:**(C") + len("**Answer:**(C \n **Question:** ")]
     assert first.replace(" \n ", "␣\n␣") in shown
-    for task in ("demo_clinic", "demo_abstracts"):
-        prompt = _prepared("demo", task, None).requests[0].prompt
-        instruction = prompt.prefix.split("\n\n")[0]
-        assert f"```\n{instruction}\n\n" in shown
+    prefix = _prepared("demo", "demo_clinic", None, seed=3).requests[0].prompt.prefix
+    assert "Question: Which organ is scarred in cirrhosis?\nAnswer: liver\n\n" in prefix
+    assert prefix.startswith("Answer these questions about medicine.\n\nQuestion: ")
+    abstract = load_suite("demo").task("demo_abstracts").prompt
+    empty = abstract.context.replace("{text}", "…")
+    text = abstract.question.replace("{context}", empty).replace("{question}", "…")
+    assert f"```\n{text}{abstract.cue}\n```" in shown
     for task in load_suite("medical-generative").tasks:
         assert f"```\n{task.prompt.instruction}" in shown
 
@@ -294,7 +297,7 @@ def test_the_demo_is_balanced_and_its_options_begin_differently() -> None:
         for seed in suite.seeds:
             shots = prepare_task(task, seed=seed, data_dir=None, quick=1).shots
             assert not questions & {shot.question for shot in shots}
-            assert len({shot.label for shot in shots}) == 3
+            assert len({shot.label for shot in shots}) == len(shots) == task.shots
         for item in prepared.items:
             assert len({option[:2].lower() for option in item.options}) == len(item.options)
             assert item.question.isascii()
