@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,38 @@ def test_a_defect_names_its_kind(model: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_measuring_before_loading_is_refused(model: Path) -> None:
     _, found = answers(request(model), {"do": "measure", "samples": 1})
     assert "No model is loaded yet" in found[-1]["failed"]["message"]
+
+
+PARENT = """
+import os, sys
+pid = os.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(pid, 0)
+print("Maximum resident set size (kbytes):", usage.ru_maxrss, file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize(
+    "observer", [["/usr/bin/time", "-v"], [sys.executable, "-S", "-I", "-c", PARENT]],
+    ids=["time", "wait4"],
+)  # fmt: skip
+def test_the_peak_agrees_with_an_independent_reading(observer: list[str], model: Path) -> None:
+    """Observers that are small themselves, so that what they saw is the worker's alone."""
+    if not Path(observer[0]).is_file():
+        pytest.skip(f"there is no {observer[0]}")
+    words = ({"do": "load"}, {"do": "warm_up"}, {"do": "measure", "samples": 1}, {"do": "finish"})
+    command = [*observer, sys.executable, "-m", "forge.profile.worker", request(model).dump()]
+    done = subprocess.run(
+        command, input="".join(json.dumps(word) + "\n" for word in words), capture_output=True,
+        text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    memory = json.loads(done.stdout.splitlines()[-1])["ok"]["memory"]
+    found = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
+    assert found is not None
+    own = memory["peak_resident_running"] or memory["peak_resident"]
+    assert own == pytest.approx(1024 * int(found[1]), rel=0.03)
 
 
 def test_a_process_measures_and_its_peak_is_seen_from_outside(model: Path) -> None:
