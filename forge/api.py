@@ -14,18 +14,22 @@ loads nothing heavy; each function imports what it needs when it is called.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from forge.core.errors import ForgeError
 
 if TYPE_CHECKING:
     from forge.checkpoints.progress import Progress
     from forge.core.catalog import Catalog
+    from forge.evaluate.divergence_run import measure_divergence as divergence
+    from forge.evaluate.run import evaluate_models as evaluate
     from forge.merge.check.preflight import CheckReport
     from forge.merge.plan import MergePlan
     from forge.merge.run import MergeResult
+    from forge.profile.run import profile_models as profile
     from forge.quantize.convert import ConvertResult
     from forge.quantize.plan import QuantizePlan
     from forge.quantize.run import QuantizeResult
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from forge.recipes.parameters import MethodRow
     from forge.recipes.quantize_recipe import QuantizeRecipe
     from forge.recipes.reference import ModelReference
+    from forge.report.folder import write_report as report
+    from forge.report.lint import lint_card as lint
     from forge.verify.difference import CheckpointDifference
     from forge.verify.inspection import Inspection
     from forge.verify.verification import Verification
@@ -42,7 +48,10 @@ __all__ = [
     "check",
     "convert",
     "diff",
+    "divergence",
+    "evaluate",
     "inspect",
+    "lint",
     "load_quantize_recipe",
     "load_recipe",
     "merge",
@@ -50,15 +59,31 @@ __all__ = [
     "newest_checkpoint",
     "plan",
     "plan_quantize",
+    "profile",
     "quantize",
     "reference",
+    "report",
     "verify",
 ]
+
+_MEASURING: Final = {
+    "divergence": ("forge.evaluate.divergence_run", "measure_divergence"),
+    "evaluate": ("forge.evaluate.run", "evaluate_models"),
+    "lint": ("forge.report.lint", "lint_card"),
+    "profile": ("forge.profile.run", "profile_models"),
+    "report": ("forge.report.folder", "write_report"),
+}
+"""Functions that stand in their rooms as a user wants them."""
 
 Engine = Literal["forge", "mergekit"]
 Verify = Literal["full", "quick", "off"]
 
-_MOST_PROBLEMS = 20
+
+def __getattr__(name: str) -> Any:
+    if name not in _MEASURING:
+        raise AttributeError(f"module 'forge.api' has no attribute '{name}'")
+    module, function = _MEASURING[name]
+    return getattr(importlib.import_module(module), function)
 
 
 def load_recipe(
@@ -260,7 +285,9 @@ def quantize(
     result = run_quantize(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
     if verification == "off":
         return result
-    return _proved(recipe, result, quick=verification == "quick", tokens=tokens, progress=progress)
+    from forge.verify.proof import prove
+
+    return prove(recipe, result, quick=verification == "quick", tokens=tokens, progress=progress)
 
 
 def newest_checkpoint(place: Path | None = None) -> Path:
@@ -425,48 +452,6 @@ def reference(text: str) -> ModelReference:
         CheckpointError: It is malformed.
     """
     return _reference(text)
-
-
-def _proved(
-    recipe: QuantizeRecipe,
-    result: QuantizeResult,
-    *,
-    quick: bool,
-    tokens: int | None,
-    progress: Progress | None,
-) -> QuantizeResult:
-    """Verify what a quantization made, as its last step."""
-    from forge.checkpoints.checkpoint import open_checkpoint
-    from forge.checkpoints.manifest_reader import read_manifest
-    from forge.core.errors import VerificationError
-    from forge.verify.quantized import DEFAULT_TOKENS
-    from forge.verify.verification import verify_made
-
-    assert recipe.model is not None
-    folders = [output.out for output in result.outputs]
-    limit = DEFAULT_TOKENS if tokens is None else tokens
-    source = open_checkpoint(recipe.model)
-    try:
-        reports = verify_made(folders, source, quick=quick, tokens=limit, progress=progress)
-    finally:
-        source.source.close()
-    problems = [
-        f"'{folder}' is not right: {finding.message}"
-        for folder, report in reports.items()
-        for finding in report.findings
-    ]
-    if problems:
-        shown = problems[:_MOST_PROBLEMS]
-        if len(problems) > len(shown):
-            shown.append(f"... and {len(problems) - len(shown):,} more; the manifest lists them.")
-        raise VerificationError("\n".join(shown))
-    manifests = {folder: read_manifest(folder) for folder in folders}
-    outputs = tuple(
-        output if (manifest := manifests[output.out]) is None
-        else dataclasses.replace(output, manifest=manifest.content)
-        for output in result.outputs
-    )  # fmt: skip
-    return dataclasses.replace(result, outputs=outputs)
 
 
 def _quantize_recipe(config: str | Path | QuantizeRecipe) -> QuantizeRecipe:

@@ -12,7 +12,16 @@ SURFACE = {
     "max_shard_size: 'str' = '5GB', overwrite: 'bool' = False, "
     "progress: 'Progress | None' = None) -> 'ConvertResult'",
     "diff": "(a: 'str', b: 'str', *, progress: 'Progress | None' = None) -> 'CheckpointDifference'",
+    "divergence": "(variant: 'str', against: 'str', *, text: 'Path | None' = None, "
+    "tokens: 'int' = 4096, device: 'str' = 'cpu', dtype: 'str | None' = None, "
+    "threads: 'int | None' = None, results: 'Path | None' = None, "
+    "progress: 'Progress | None' = None) -> 'DivergenceRecord'",
+    "evaluate": "(models: 'Sequence[str]', *, selection: 'Selection', results: 'Path', "
+    "settings: 'LocalSettings | None' = None, apis: 'Sequence[ApiModel]' = (), "
+    "ensembles: 'Sequence[Ensemble]' = (), labels: 'Mapping[str, str] | None' = None, "
+    "progress: 'Progress | None' = None) -> 'EvaluationRun'",
     "inspect": "(folder: 'Path') -> 'Inspection'",
+    "lint": "(path: 'Path') -> 'LintReport'",
     "load_quantize_recipe": "(config: 'str | Path | None' = None, *, options: "
     "'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
@@ -25,10 +34,19 @@ SURFACE = {
     "plan": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'MergePlan'",
     "plan_quantize": "(config: 'str | Path | QuantizeRecipe', *, out: 'Path | None' = None) "
     "-> 'QuantizePlan'",
+    "profile": "(models: 'Sequence[str]', *, results: 'Path' = PosixPath('reports/results.db'), "
+    "baseline: 'str | None' = None, batches: 'Sequence[int]' = (1,), "
+    "prompt_tokens: 'Sequence[int]' = (128,), new_tokens: 'int' = 32, device: 'str' = 'cpu', "
+    "dtype: 'str | None' = None, threads: 'int | None' = None, effort: 'Effort | None' = None, "
+    "again: 'bool' = False, progress: 'Progress | None' = None) -> 'Profiles'",
     "quantize": "(config: 'str | Path | QuantizeRecipe', out: 'Path', *, "
     "threads: 'int | None' = None, overwrite: 'bool' = False, verification: 'Verify' = 'full', "
     "tokens: 'int | None' = None, progress: 'Progress | None' = None) -> 'QuantizeResult'",
     "reference": "(text: 'str') -> 'ModelReference'",
+    "report": "(out: 'Path', *, results: 'Path', models: 'Sequence[str]' = (), "
+    "baseline: 'str | None' = None, margin: 'float' = 0.01, suite: 'str | None' = None, "
+    "mode: 'Mode' = 'constrained', title: 'str | None' = None, "
+    "formats: 'Sequence[str] | None' = None) -> 'ReportResult'",
     "verify": "(folder: 'Path', *, against: 'str | None' = None, quick: 'bool' = False, "
     "tokens: 'int | None' = None, progress: 'Progress | None' = None) -> 'Verification'",
 }
