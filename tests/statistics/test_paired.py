@@ -196,3 +196,21 @@ def test_scores_that_cannot_be_compared_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         paired_difference(np.array(variant), np.array(baseline), clusters=clusters)
+
+
+@pytest.mark.parametrize("flip", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("num_items", [12, 50])
+def test_the_interval_of_means_over_seeds_covers_what_it_claims(
+    flip: float, num_items: int
+) -> None:
+    generator = np.random.default_rng(num_items)
+    hits = 0
+    for _ in range(1500):
+        # An item is as hard for all three seeds; the variant loses some of what is right.
+        chance = generator.beta(2, 1, num_items)
+        right = generator.random((2, 3, num_items)) < chance
+        lost = generator.random((3, num_items)) < flip
+        variant, baseline = (right[0] & ~lost).mean(0), right[1].mean(0)
+        found = paired_difference(variant, baseline)
+        hits += found.low <= -flip * 2 / 3 <= found.high
+    assert hits / 1500 > 0.93
