@@ -84,7 +84,7 @@ lock:
 	@rm -rf $(VENV)-lock
 	@$(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python $(INSTALL) $(TORCH)
-	@$(VENV)-lock/bin/python $(INSTALL) --upgrade 'setuptools>=77' '.[demo,dev,mergekit,quantize]'
+	@$(VENV)-lock/bin/python $(INSTALL) --upgrade 'setuptools>=77' '.[demo,dev,eval,mergekit,quantize,report]'
 	@{ echo "# Made by 'make lock' with $$($(PYTHON) --version); see CONTRIBUTING.md."; \
 	   $(VENV)-lock/bin/python -m pip --disable-pip-version-check freeze --all \
 	       --exclude forge --exclude pip --exclude wheel | sed 's/+[^+]*$$//'; } > requirements.lock.new

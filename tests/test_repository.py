@@ -168,7 +168,9 @@ def test_lock_pins_everything_that_the_project_asks_for() -> None:
     assert all(re.fullmatch(r"==[0-9][0-9A-Za-z.]*", version) for version in pins.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    assert set(extras) == {"datasets", "demo", "dev", "mergekit", "quantize", "triton"}
+    assert set(extras) == {
+        "datasets", "demo", "dev", "eval", "mergekit", "quantize", "report", "triton",
+    }  # fmt: skip
     asked = project["build-system"]["requires"] + project["project"]["dependencies"]
     # triton compiles for a GPU, and nothing that make installs uses one.
     asked += [text for name, extra in extras.items() if name != "triton" for text in extra]
