@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from forge import api
 from forge.cli import console
 from forge.cli.options import debug_option, json_option
 from forge.cli.progress import open_progress
@@ -64,11 +65,9 @@ def command(
     (KL, in nats), how often both find the same token the likeliest, their perplexities, and how
     far each decoder block's output is off, so that a bad block shows.
     """
-    from forge.evaluate.divergence_run import measure_divergence
-
     progress = open_progress(quiet=quiet or as_json)
     try:
-        found = measure_divergence(
+        found = api.divergence(
             variant, against, text=text, tokens=tokens, device=device, dtype=dtype,
             threads=threads, results=results, progress=progress,
         )  # fmt: skip

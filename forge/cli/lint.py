@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forge import api
 from forge.cli import console
 from forge.cli.options import debug_option, json_option
 from forge.cli.tables import plural, table
@@ -28,9 +29,7 @@ def command(ctx: click.Context, card: Path, as_json: bool) -> None:
     rows that come twice, values that cannot be. The exit code is 1 where the card contradicts
     itself.
     """
-    from forge.report.lint import lint_card
-
-    report = lint_card(card)
+    report = api.lint(card)
     if as_json:
         console.result_json(report.as_json())
     else:

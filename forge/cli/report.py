@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from forge import api
 from forge.cli import console
 from forge.cli.options import debug_option, json_option
 from forge.core.errors import ResultsError
@@ -92,11 +93,9 @@ def command(
     report.tex, report.json, tables as CSV, and the charts. The same results file gives the same
     bytes.
     """
-    from forge.report.folder import write_report
-
     if opens and formats and "html" not in formats:
         raise ResultsError("--open needs the page; add html to --formats.")
-    written = write_report(
+    written = api.report(
         out,
         results=results,
         models=models,
