@@ -18,7 +18,7 @@ from forge.evaluate.contract import TRUNCATING, Backend
 from forge.evaluate.prompts import Chat
 from forge.recipes.reference import ModelReference
 from forge.results.records import ModelRecord, digest_of
-from forge.runtime.any_model import backend_for, check_fits, default_dtype, load_checkpoint
+from forge.runtime.any_model import backend_for, check_fits, chosen_dtype, load_checkpoint
 from forge.runtime.subject import describe
 
 
@@ -103,7 +103,7 @@ def local_subject(reference: str, settings: LocalSettings, *, label: str | None 
         EvaluationError: It has no chat template, and one is asked for.
     """
     checkpoint = open_checkpoint(ModelReference.parse(reference))
-    dtype = settings.dtype or default_dtype(checkpoint, device=settings.device)
+    dtype = chosen_dtype(checkpoint, settings.dtype, device=settings.device)
 
     def check() -> None:
         check_fits(checkpoint, device=settings.device, dtype=dtype)

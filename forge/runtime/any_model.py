@@ -81,11 +81,7 @@ def load_checkpoint(
 ) -> LoadedModel:
     """Load an opened checkpoint; see ``load_any``."""
     backend = backend_for(checkpoint)
-    chosen = dtype or default_dtype(checkpoint, device=device)
-    if chosen not in BY_TORCH_NAME or not BY_TORCH_NAME[chosen].mergeable:
-        raise IncompatibleError(
-            f"Nothing is computed in '{chosen}'. Choose from: bfloat16, float16, float32, float64."
-        )
+    chosen = chosen_dtype(checkpoint, dtype, device=device)
     check_fits(checkpoint, device=device, dtype=chosen)
     try:
         import torch
@@ -116,6 +112,26 @@ def backend_for(checkpoint: Checkpoint) -> str:
         return FORGE
     row = identify(declared) if isinstance(declared, Mapping) else None
     return TRANSFORMERS if row is None else FORGE
+
+
+def chosen_dtype(checkpoint: Checkpoint, dtype: str | None, *, device: str) -> str:
+    """Return the type that the user names, or the one that suits.
+
+    Args:
+        checkpoint: The model.
+        dtype: A name such as ``bfloat16``, or ``None``.
+        device: Where it will run.
+
+    Raises:
+        IncompatibleError: Nothing can be computed in the type.
+    """
+    if dtype is None:
+        return default_dtype(checkpoint, device=device)
+    if dtype not in BY_TORCH_NAME or not BY_TORCH_NAME[dtype].mergeable:
+        raise IncompatibleError(
+            f"Nothing is computed in '{dtype}'. Choose from: bfloat16, float16, float32, float64."
+        )
+    return dtype
 
 
 def default_dtype(checkpoint: Checkpoint, *, device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
@@ -119,3 +120,28 @@ def test_silence(capsys: Capture) -> None:
     progress.notice("x")
     progress.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_answers_are_counted_as_such(capsys: Capture) -> None:
+    clock = Clock()
+    progress = LineProgress(clock, counted="answers")
+    progress.start(2000, 500)
+    clock.now += 10
+    progress.advance(500)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "resuming at 25%: 500 answers are done",
+        " 50%  1,000 of 2,000 answers  50.0/s  20 s left",
+    ]
+
+
+def test_a_bar_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = open_progress(quiet=False, counted="answers")
+    progress.start(40, 10)
+    progress.advance(1)
+    progress.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "28% 11/40 answers" in shown
