@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
+from forge.core.catalog import did_you_mean
 from forge.core.errors import EvaluationError, MissingExtraError
 from forge.evaluate.aggregation import aggregate
 from forge.evaluate.answering import ANSWER_VERSION, AnswerWriter
-from forge.evaluate.contract import ChoiceRequest
+from forge.evaluate.contract import ChoiceRequest, Prompt, TextRequest
+from forge.evaluate.lm_eval_records import TaskResult
 from forge.evaluate.run import EvaluationRun, Progress, Silence
-from forge.evaluate.scoring import SCORING_VERSION, choice_metrics
 from forge.evaluate.subjects import (
     LocalSettings,
     Subject,
@@ -29,7 +29,7 @@ from forge.evaluate.subjects import (
     with_labels,
 )
 from forge.results.answers import Answer, ChoiceAnswer, TextAnswer
-from forge.results.records import AnswerRecord, EvaluationRecord, ItemRecord, digest_of
+from forge.results.records import EvaluationRecord, digest_of
 from forge.results.store import ResultsStore, open_results
 
 try:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from forge.evaluate.backends.local import LocalBackend
     from forge.runtime.any_model import LoadedModel
 
-SUITE: Final = "lm-eval"
-_KINDS: Final = {"multiple_choice": "choice", "generate_until": "text"}
 _MOST_NEW_TOKENS: Final = 256
 
 Scored = tuple[float, bool]
@@ -112,6 +110,8 @@ class ForgeLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], **options: object
     ) -> list[Scored]:
+        from forge.evaluate.backends.likelihood import score_tokens
+
         return score_tokens(
             self._backend,
             [(tuple(context), tuple(continuation)) for _, context, continuation in requests],
@@ -122,6 +122,8 @@ class ForgeLM(TemplateLM):  # type: ignore[misc]
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-likelihood of whole texts, in windows that do not overlap."""
+        from forge.evaluate.backends.likelihood import score_tokens
+
         windows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         owners = []
         for owner, request in enumerate(requests):
@@ -141,8 +143,6 @@ class ForgeLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue texts greedily, up to a stop."""
-        from forge.evaluate.contract import Prompt, TextRequest
-
         asked = []
         for request in requests:
             limit, stop = _writing_limits(request.args[1])
@@ -161,79 +161,6 @@ def _writing_limits(options: Mapping[str, object]) -> tuple[int, tuple[str, ...]
         )
     until = known.get("until") or ()
     return int(cast(int, known["max_gen_toks"])), tuple(str(each) for each in until)
-
-
-def score_tokens(
-    backend: LocalBackend,
-    pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-    *,
-    truncate: bool,
-) -> list[Scored]:
-    """Return the log-likelihood of tokens behind others, and whether each is the likeliest.
-
-    Args:
-        backend: The model.
-        pairs: Context and continuation, both at least one token.
-        truncate: Whether contexts that are too long lose their beginning.
-
-    Returns:
-        For each pair the sum of the continuation's log-probabilities.
-
-    Raises:
-        IncompatibleError: A pair is longer than the model's context.
-        NonFiniteError: The model predicts NaN or infinity.
-    """
-    import torch
-
-    from forge.evaluate.backends.batches import Row
-    from forge.evaluate.backends.local import check_finite, log_probabilities
-    from forge.evaluate.backends.trunk import check_length
-
-    trunk = backend.trunk
-    owners: dict[tuple[int, ...], list[int]] = {}
-    for place, (context, continuation) in enumerate(pairs):
-        read = (*context, *continuation)[:-1]
-        if truncate and trunk.longest is not None:
-            read = read[-trunk.longest :]
-        check_length(trunk.model, len(read), "A prompt of lm-eval with its answer")
-        owners.setdefault(read, []).append(place)
-    found: list[Scored | None] = [None] * len(pairs)
-    rows = [
-        Row(number, read, max(len(pairs[place][1]) for place in places))
-        for number, (read, places) in enumerate(owners.items())
-    ]
-    by_row = list(owners.values())
-    for group in _cheapest_groups(rows, [pairs[places[0]][0] for places in by_row]):
-        for hidden in trunk.run(group):
-            logs = log_probabilities(trunk, hidden.states_PD)
-            for row in hidden.rows:
-                log_TV = torch.stack([next(logs) for _ in range(row.tail)])
-                top_T, likeliest_T = log_TV.max(-1)
-                for place in by_row[row.index]:
-                    tokens_T = torch.tensor(pairs[place][1])
-                    part = slice(row.tail - len(tokens_T), row.tail)
-                    check_finite(float(top_T[part].sum()), f"of {len(row.tokens)} tokens")
-                    value = log_TV[part].gather(-1, tokens_T[:, None]).sum()
-                    is_greedy = bool((likeliest_T[part] == tokens_T).all())
-                    found[place] = (float(value), is_greedy)
-    return [cast(Scored, each) for each in found]
-
-
-def _cheapest_groups(rows: Sequence[Any], contexts: Sequence[tuple[int, ...]]) -> list[list[Any]]:
-    """Group rows by what they share: all of them, or those with one context, which costs less."""
-    from forge.evaluate.backends.batches import shared_length
-
-    def cost(group: Sequence[Any]) -> int:
-        shared = shared_length(group) if len(group) > 1 else 0
-        return shared + sum(len(row.tokens) - shared for row in group)
-
-    if not rows:
-        return []
-    by_context: dict[tuple[int, ...], list[Any]] = {}
-    for row, context in zip(rows, contexts, strict=True):
-        by_context.setdefault(context, []).append(row)
-    apart = list(by_context.values())
-    return apart if sum(map(cost, apart)) < cost(rows) else [list(rows)]
 
 
 class Remembering(LM):  # type: ignore[misc]
@@ -410,8 +337,6 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManage
     )
     for task in tasks:
         if task not in manager.all_tasks:
-            from forge.core.catalog import did_you_mean
-
             raise EvaluationError(
                 f"lm-eval has no task '{task}'.{did_you_mean(task, manager.all_tasks)} "
                 "'lm-eval ls tasks' lists them; your own need --lm-eval-path."
@@ -442,110 +367,11 @@ def _run_task(
     for task, samples in found["samples"].items():
         config = found["configs"][task]
         seed = int(cast(int, found["config"]["fewshot_seed"]))
-        record = _Task(task, config, found["results"][task], samples, seed, quick)
-        records.append(record.store(lm, subject, store))
+        result = TaskResult(
+            task, lm_eval.__version__, config, found["results"][task], samples, seed, quick
+        )
+        records.append(result.store(lm.key, subject, store))
     return records
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What lm-eval found for one task."""
-
-    name: str
-    config: Mapping[str, Any]
-    results: Mapping[str, Any]
-    samples: Sequence[Mapping[str, Any]]
-    seed: int
-    quick: int | None
-
-    def store(self, lm: Remembering, subject: Subject, store: ResultsStore) -> EvaluationRecord:
-        """Store questions, answers and figures, and return the evaluation."""
-        output = self.config["output_type"]
-        if output not in _KINDS:
-            raise EvaluationError(
-                f"The task '{self.name}' of lm-eval is of the kind '{output}', which has no "
-                f"questions to compare models on. Supported: {', '.join(_KINDS)}."
-            )
-        is_choice = output == "multiple_choice"
-        samples = sorted(_first_filter(self.samples), key=lambda sample: int(sample["doc_id"]))
-        items, answers = [], []
-        for sample in samples:
-            items.append(self._item(sample, is_choice=is_choice))
-            answers.append(self._answer(sample, lm, subject, is_choice=is_choice))
-        store.add_answers(answers)
-        metrics: dict[str, float | None] = {
-            f"lm-eval/{name}": float(value)
-            for name, value in self.results.items()
-            if isinstance(value, int | float) and "," in name and "stderr" not in name
-        }
-        if is_choice:
-            chosen = [each.answer for each in answers if isinstance(each.answer, ChoiceAnswer)]
-            kept = choice_metrics(items, chosen, modes=("constrained",))
-            metrics |= {key: kept[key] for key in _CHOICE_METRICS}
-        record = EvaluationRecord(
-            key=digest_of(
-                "lm-eval", lm_eval.__version__, subject.record.fingerprint, subject.backend,
-                subject.dtype, self.name, [item.digest for item in items],
-                [answer.key for answer in answers], metrics,
-            ),
-            model=subject.record.fingerprint, suite=SUITE, task=self.name,
-            kind="choice" if is_choice else "text", seed=self.seed,
-            shots=int(self.config.get("num_fewshot") or 0), backend=subject.backend,
-            dtype=subject.dtype, chat=False, scoring_version=SCORING_VERSION,
-            sample={
-                "items": len(items), "quick": self.quick, "lm_eval": lm_eval.__version__,
-                "drawn": "the first" if self.quick else "all",
-                "task_version": str(self.config.get("metadata", {}).get("version", "")),
-            },
-            metrics=metrics,
-            items=tuple(
-                (item.digest, answer.key) for item, answer in zip(items, answers, strict=True)
-            ),
-            suite_digest=digest_of(self.name, [item.digest for item in items]),
-        )  # fmt: skip
-        store.add_evaluation(record, items)
-        return record
-
-    def _item(self, sample: Mapping[str, Any], *, is_choice: bool) -> ItemRecord:
-        arguments = sample["arguments"]
-        target = sample["target"]
-        options = [str(each[1]) for each in arguments] if is_choice else []
-        is_index = is_choice and isinstance(target, int) and 0 <= target < len(options)
-        if is_choice and not is_index:
-            raise EvaluationError(
-                f"The task '{self.name}' of lm-eval has the right answer {target!r}, which is no "
-                "number of an option; forge stores questions with one right option."
-            )
-        return ItemRecord.of(
-            f"lm-eval/{self.name}", str(sample["doc_id"]), question=str(arguments[0][0]),
-            options=options, gold=int(target) if is_choice else str(target),
-            label=options[int(target)].strip() if is_choice else "",
-        )  # fmt: skip
-
-    def _answer(
-        self, sample: Mapping[str, Any], lm: Remembering, subject: Subject, *, is_choice: bool
-    ) -> AnswerRecord:
-        kind = "loglikelihood" if is_choice else "generate_until"
-        keys = [lm.key(kind, each) for each in sample["arguments"]]
-        answer: Answer
-        if is_choice:
-            scores = [each[0] for each in sample["resps"]]
-            greedy = [place for place, (_, is_greedy) in enumerate(scores) if is_greedy]
-            answer = ChoiceAnswer(
-                tuple(float(value) for value, _ in scores), greedy[0] if greedy else None, "", None
-            )
-        else:
-            answer = TextAnswer(str(sample["resps"][0][0]))
-        return AnswerRecord(digest_of("lm-eval item", keys), subject.record.fingerprint, answer)
-
-
-_CHOICE_METRICS: Final = ("constrained/accuracy", "constrained/accuracy_se", "majority_baseline")
-"""Of options that are whole texts; their likelihoods are no probabilities of a choice."""
-
-
-def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    first = samples[0].get("filter") if samples else None
-    return [sample for sample in samples if sample.get("filter") == first]
 
 
 def reference_scores(
