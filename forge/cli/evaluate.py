@@ -159,7 +159,7 @@ def command(
     if not models and not api_models:
         raise click.UsageError("Name a MODEL, or one behind --api.", ctx)
     from forge.cli.evaluate_text import run_json, run_text
-    from forge.evaluate.run import Selection, evaluate_models
+    from forge.evaluate.run import evaluate_models
     from forge.evaluate.subjects import LocalSettings
 
     settings = LocalSettings(device, dtype, threads, batch_tokens, truncate, chat)
@@ -176,11 +176,9 @@ def command(
                 settings=settings, labels=labels, progress=progress,
             )  # fmt: skip
         else:
-            from forge.evaluate.suite import load_suite
-
-            selection = Selection(load_suite(suite), tasks or None, seeds or None, quick, data_dir)
             run = evaluate_models(
-                models, selection=selection, results=results, settings=settings,
+                models, suite=suite, data_dir=data_dir, tasks=tasks or None, seeds=seeds or None,
+                quick=quick, results=results, settings=settings,
                 apis=[_api(api or "", name, api_kind, api_key_env, labels) for name in api_models],
                 ensembles=_ensembles(ensembles),
                 labels={name: model for name, model in labels.items() if model not in api_models},

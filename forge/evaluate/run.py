@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from forge.core.catalog import did_you_mean
 from forge.core.errors import EvaluationError
@@ -37,12 +37,16 @@ from forge.evaluate.subjects import (
     local_subject,
     with_labels,
 )
+from forge.evaluate.suite import load_suite
 from forge.evaluate.task_spec import Suite, TaskSpec
 from forge.results.answers import MODES, Answer, ChoiceAnswer, Mode, TextAnswer
 from forge.results.records import AnswerRecord, EvaluationRecord, ModelRecord, digest_of
 from forge.results.store import ResultsStore, open_results
 
 Prepared = Sequence[PreparedTask]
+
+RESULTS: Final = Path("reports/results.db")
+"""Where results are kept, unless the user says otherwise."""
 
 
 class Progress(Protocol):
@@ -158,10 +162,14 @@ class EvaluationRun:
 
 
 def evaluate_models(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     *,
-    selection: Selection,
-    results: Path,
+    suite: str | Suite,
+    data_dir: Path | str | None = None,
+    tasks: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    quick: int | None = None,
+    results: Path | str = RESULTS,
     settings: LocalSettings | None = None,
     apis: Sequence[ApiModel] = (),
     ensembles: Sequence[Ensemble] = (),
@@ -172,27 +180,38 @@ def evaluate_models(
 
     Args:
         models: Folders or Hub ids.
-        selection: What of which suite.
+        suite: Name of a suite of forge, a YAML file, or a suite.
+        data_dir: Folder with files that replace the suite's data sets on the Hub.
+        tasks: Names of tasks; ``None`` for all.
+        seeds: Sets of examples; ``None`` for all.
+        quick: Questions of each task; ``None`` for all.
         results: The results file; made where it does not exist.
         settings: How models on this machine are run.
         apis: Models behind an API.
         ensembles: Models of this run that answer together.
-        labels: References by the names that tables shall have.
+        labels: Models by the names that tables shall have.
         progress: Hears how far the run is.
 
     Returns:
         What was found. All of it is in the results file.
 
     Raises:
-        EvaluationError: The selection, the data, an ensemble or an API is not as it should be.
+        EvaluationError: The suite, its data, an ensemble or an API is not as it should be.
         CheckpointError: A model cannot be read.
         IncompatibleError: A model does not fit into memory, or a prompt into a model.
         ResultsError: The results file is not one of this version.
     """
     settings, hear = settings or LocalSettings(), progress or Silence()
+    selection = Selection(
+        load_suite(suite) if isinstance(suite, str) else suite,
+        None if tasks is None else tuple(tasks),
+        None if seeds is None else tuple(seeds),
+        quick,
+        None if data_dir is None else Path(data_dir),
+    )
     selection.chosen_tasks()
-    with open_results(results) as store:
-        named = with_labels(models, labels or {})
+    with open_results(Path(results)) as store:
+        named = with_labels([str(model) for model in models], labels or {})
         subjects = [local_subject(text, settings, label=label) for text, label in named]
         return evaluate_subjects(
             [*subjects, *map(api_subject, apis)],

@@ -23,7 +23,7 @@ from forge.runtime import any_model
 from forge.runtime.any_model import load_any
 from tests.cli.process import environment
 from tests.evaluate.api_server import Served, serving
-from tests.evaluate.tiny_suite import selection, write_model, write_suite
+from tests.evaluate.tiny_suite import write_model, write_suite
 
 FIRST, SECOND, WORDS, SEEDS = 6, 4, 3, 2
 ALL = SEEDS * (FIRST + SECOND) + WORDS
@@ -53,10 +53,9 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(place: Path, *names: str, **options: object) -> EvaluationRun:
-    chosen = {key: options.pop(key) for key in ("tasks", "seeds", "quick") if key in options}
     return evaluate_models(
-        [str(place / name) for name in names or ("a", "b")],
-        selection=selection(place / "suite" / "tiny.yaml", **chosen),
+        [place / name for name in names or ("a", "b")],
+        suite=str(place / "suite" / "tiny.yaml"),
         results=place / "results.db",
         **options,  # type: ignore[arg-type]
     )
@@ -84,11 +83,9 @@ def test_a_second_run_computes_nothing_and_loads_no_model(
 def test_a_run_that_finds_everything_needs_no_torch(place: Path) -> None:
     run(place, "a")
     code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from forge.evaluate.run import Selection, evaluate_models\n"
-        "from forge.evaluate.suite import load_suite\n"
-        "found = evaluate_models(['a'], selection=Selection(load_suite('suite/tiny.yaml')), "
-        "results=Path('results.db'))\n"
+        "import sys\n"
+        "from forge.evaluate.run import evaluate_models\n"
+        "found = evaluate_models(['a'], suite='suite/tiny.yaml', results='results.db')\n"
         "print(found.computed, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
     made = subprocess.run(
@@ -379,6 +376,4 @@ def test_chat_prompts_go_through_the_template(place: Path) -> None:
 
 def test_nothing_to_evaluate(place: Path) -> None:
     with pytest.raises(EvaluationError, match="There is no model to evaluate"):
-        evaluate_models(
-            [], selection=selection(place / "suite" / "tiny.yaml"), results=place / "r.db"
-        )
+        evaluate_models([], suite=str(place / "suite" / "tiny.yaml"), results=place / "r.db")

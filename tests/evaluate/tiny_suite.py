@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from forge.evaluate.run import Selection
-from forge.evaluate.suite import load_suite
 from tests.architectures.tiny_models import tiny_model
 from tests.evaluate.backends.word_models import saved
 
@@ -68,8 +66,3 @@ def write_model(folder: Path, *, seed: int = 0, case: str = "llama") -> Path:
     model = tiny_model(case, seed=seed)
     model.config.max_position_embeddings = 256
     return saved(model, folder)
-
-
-def selection(suite: Path, **options: object) -> Selection:
-    """Select all of the suite."""
-    return Selection(load_suite(str(suite)), **options)  # type: ignore[arg-type]
