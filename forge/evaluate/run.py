@@ -8,6 +8,7 @@ stored before the next begins, so stopping loses nothing that was finished.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from forge.results.records import AnswerRecord, EvaluationRecord, ModelRecord, d
 from forge.results.store import ResultsStore, open_results
 
 Prepared = Sequence[PreparedTask]
+_OF_PROBABILITIES: Final = ("constrained/ece", "constrained/ece_scaled", "option_mass")
 
 RESULTS: Final = Path("reports/results.db")
 """Where results are kept, unless the user says otherwise."""
@@ -131,15 +133,16 @@ class Selection:
         return tuple(
             prepare_task(task, seed=seed, data_dir=self.data_dir, quick=self.quick, chat=chat)
             for task in self.chosen_tasks()
-            for seed in _seeds_of(task, self)
+            for seed in self._seeds()
         )
 
-
-def _seeds_of(task: TaskSpec, selection: Selection) -> tuple[int, ...]:
-    # Without examples, sets of them do not differ; one is enough unless the user asks.
-    if selection.seeds is not None:
-        return tuple(dict.fromkeys(selection.seeds))
-    return task.seeds if task.shots else task.seeds[:1]
+    def _seeds(self) -> tuple[int, ...]:
+        if self.seeds is not None:
+            return tuple(dict.fromkeys(self.seeds))
+        # Where no task shows examples, the sets of them do not differ. Where some do, all tasks
+        # have all sets, or there would be no average; what is the same is computed once.
+        has_shots = any(task.shots for task in self.chosen_tasks())
+        return self.suite.seeds if has_shots else self.suite.seeds[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +324,10 @@ def _evaluate(
         )  # fmt: skip
         store.add_evaluation(record, prepared.items)
         found.append(record)
+    if backend is not None:
+        # Before the next model comes, this one's memory is wanted back.
+        del backend
+        gc.collect()
     return found
 
 
@@ -334,13 +341,13 @@ def _evaluate_ensemble(
     store.add_models([record])
     dtypes = {plan.subject.dtype for plan in members}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
+    for task in dict.fromkeys(p.task.name for p in members[0].prepared if p.task.kind != "choice"):
+        progress.notice(
+            f"'{record.label}' has no row for '{task}': answers in words cannot be added up."
+        )
     found = []
     for number, prepared in enumerate(members[0].prepared):
         if prepared.task.kind != "choice":
-            progress.notice(
-                f"'{record.label}' has no row for '{prepared.task.name}': answers in words cannot "
-                "be added up."
-            )
             continue
         # The same items in the same order for every model; only prompts may differ.
         each = [plan.prepared[number].requests for plan in members]
@@ -383,6 +390,9 @@ def _record(
         chosen = [each for each in answers if isinstance(each, ChoiceAnswer)]
         modes: tuple[Mode, ...] = ("constrained",) if model.kind == "ensemble" else MODES
         metrics = choice_metrics(prepared.items, chosen, modes=modes)
+        if backend == "api-text":
+            # A letter that was read from a text has no probability.
+            metrics |= dict.fromkeys(_OF_PROBABILITIES)
     else:
         metrics = text_metrics(
             prepared.items, [each for each in answers if isinstance(each, TextAnswer)]

@@ -82,7 +82,7 @@ def test_json(place: Path) -> None:
     assert made.stderr == ""
     assert (found["computed"], found["reused"]) == (0, 23)
     assert [model["label"] for model in found["models"]] == ["a"]
-    assert len(found["evaluations"]) == 5
+    assert len(found["evaluations"]) == 6
     assert found["summaries"][0]["macro"]["constrained/accuracy"]["mean"] >= 0
 
 
@@ -100,10 +100,10 @@ def test_results_are_listed_and_exported(place: Path, tmp_path: Path) -> None:
     listed = forge("results", "r.db", cwd=place).stdout.splitlines()
     assert listed[0].split()[:3] == ["model", "kind", "evaluations"]
     assert [line.split()[:4] for line in listed[2:]] == [
-        ["a", "local", "5", "tiny"], ["b", "local", "5", "tiny"], ["both", "ensemble", "4", "tiny"],
+        ["a", "local", "6", "tiny"], ["b", "local", "6", "tiny"], ["both", "ensemble", "4", "tiny"],
     ]  # fmt: skip
     records = json.loads(forge("results", "r.db", "--json", cwd=place).stdout)
-    assert [record["evaluations"] for record in records] == [5, 5, 4]
+    assert [record["evaluations"] for record in records] == [6, 6, 4]
     out = tmp_path / "deep" / "all.jsonl"
     made = forge("results", "r.db", "--export", str(out), cwd=place)
     lines = [json.loads(line) for line in out.read_text().splitlines()]

@@ -216,7 +216,7 @@ def test_a_model_that_fails_later_loses_nothing_of_an_earlier_one(
     monkeypatch.setattr(LocalBackend, "choose", plain)
     with open_results(place / "results.db") as store:
         # All of a, and one task of b.
-        assert len(store.evaluations()) == 2 * SEEDS + 1 + 1
+        assert len(store.evaluations()) == 3 * SEEDS + 1
     assert run(place).computed == ALL - FIRST
 
 
@@ -315,6 +315,17 @@ def test_an_api_row_matches_the_local_row(place: Path) -> None:
             assert there.metrics[name] == pytest.approx(value, abs=1e-4), name
 
 
+def test_a_letter_in_a_text_has_no_probability(place: Path) -> None:
+    with serving(Served(load_any(str(place / "a"), dtype="float32"))) as url:
+        found = run(place, "a", tasks=("first",), apis=[ApiModel(url, "tiny", "text")])
+    for evaluation in found.evaluations:
+        is_text = evaluation.backend == "api-text"
+        assert evaluation.chat == is_text
+        assert (evaluation.metrics["option_mass"] is None) == is_text
+        assert (evaluation.metrics["constrained/ece"] is None) == is_text
+        assert evaluation.metrics["unconstrained/accuracy"] is not None
+
+
 def test_an_api_that_fails_in_the_middle_loses_nothing(place: Path) -> None:
     served = Served(load_any(str(place / "a"), dtype="float32"))
     served.disturb = lambda number, path: (404, b"gone") if number > 9 else None
@@ -358,6 +369,8 @@ def test_wrong_selections(place: Path, options: dict[str, object], message: str)
 
 def test_a_quick_run_says_what_it_can_show(place: Path) -> None:
     found = run(place, "a", quick=4, tasks=("first",))
+    assert {evaluation.seed for evaluation in found.evaluations} == {1, 2}
+    assert len(run(place, "a", tasks=("words",)).evaluations) == 1
     assert found.computed == SEEDS * 4
     assert "4 items can show a difference" in str(found.evaluations[0].sample["detectable"])
 

@@ -57,15 +57,8 @@ class Encoder:
         return bool(self._begin) and text.startswith(str(self._begin))
 
     def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the tokens of prompts, without the blanks at their ends.
-
-        Raises:
-            EvaluationError: A prompt has no tokens.
-        """
-        found = [tuple(tokens) for tokens in self.encode_all([text.rstrip() for text in texts])]
-        if not all(found):
-            raise EvaluationError("A prompt is empty; the model needs a token to begin with.")
-        return found
+        """Return the tokens of prompts, without the blanks at their ends."""
+        return [tuple(tokens) for tokens in self.encode_all([text.rstrip() for text in texts])]
 
     def option_tokens(
         self, text: str, tokens: tuple[int, ...], options: Sequence[str]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from forge.core.errors import NonFiniteError
-from forge.evaluate.backends.batches import Row, batches, shared_length
+from forge.evaluate.backends.batches import Row, batches
 from forge.evaluate.backends.prefix_cache import PrefixCache
 from forge.evaluate.backends.trunk import Trunk
 from forge.results.answers import TextAnswer
@@ -97,24 +97,24 @@ def write_rows(
         NonFiniteError: The model predicts NaN or infinity.
     """
     ending = _Ending(trunk, tokenizer, max_new_tokens, stop)
-    shared = shared_length(rows) if len(rows) > 1 else 0
-    prefix = trunk.begin(rows, shared)
-    shared = shared if prefix is not None else 0
-    for batch in _even_batches(rows, trunk, shared):
-        cache = prefix
-        if cache is None:
-            cache = PrefixCache() if trunk.keeps_past is not False else None
-        else:
-            cache.begin(len(batch[0].tokens) + max_new_tokens)
-        if cache is None:
+    prefix, shared = trunk.begin(rows)
+    can_keep = trunk.can_keep_past(min(rows, key=lambda row: len(row.tokens)))
+    for batch in _even_batches(rows, trunk, shared, max_new_tokens):
+        if not can_keep:
             for row in batch:
                 yield row.index, _write_in_full(trunk, row, ending)
-        else:
-            yield from _write_batch(trunk, batch, ending, cache, shared)
+            continue
+        cache = prefix or PrefixCache()
+        cache.begin(len(batch[0].tokens) + max_new_tokens)
+        yield from _write_batch(trunk, batch, ending, cache, shared)
 
 
-def _even_batches(rows: Sequence[Row], trunk: Trunk, shared: int) -> Iterator[list[Row]]:
-    for batch in batches(rows, shared=shared, budget=trunk.budget, most=_MOST_ROWS):
+def _even_batches(
+    rows: Sequence[Row], trunk: Trunk, shared: int, max_new_tokens: int
+) -> Iterator[list[Row]]:
+    longest = max(len(row.tokens) for row in rows) + max_new_tokens
+    most = min(_MOST_ROWS, trunk.most_rows(longest))
+    for batch in batches(rows, shared=shared, budget=trunk.budget, most=most):
         part = [batch[0]]
         for row in batch[1:]:
             if len(part[0].tokens) - len(row.tokens) > _MOST_SPREAD:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 
-from forge.core.errors import NonFiniteError
+from forge.core.errors import EvaluationError, NonFiniteError
 from forge.evaluate.backends.batches import Row
 from forge.evaluate.backends.encoding import Encoder
 from forge.evaluate.backends.greedy import write_rows
@@ -127,6 +127,8 @@ class LocalBackend:
                 on_done(place, answer)
 
     def _fitting(self, tokens: tuple[int, ...], room: int, text: str) -> tuple[int, ...]:
+        if not tokens:
+            raise EvaluationError("A prompt is empty; the model needs a token to begin with.")
         longest = self.trunk.longest
         if self._truncate and longest is not None and room < longest:
             return tokens[-(longest - room) :]

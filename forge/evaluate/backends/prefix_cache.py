@@ -104,12 +104,3 @@ class PrefixCache(Cache):
     def holds(self, length: int) -> bool:
         """Return whether every layer holds so many tokens, as those that use a cache do."""
         return bool(self.layers) and all(layer.length == length for layer in self.own_layers)
-
-    def num_bytes(self) -> int:
-        """Return the bytes of one row's keys and values as far as it is held."""
-        return sum(
-            held[:1, :, : layer.length].numel() * held.element_size()
-            for layer in self.own_layers
-            for held in (layer.keys_BHTD, layer.values_BHTD)
-            if held is not None
-        )

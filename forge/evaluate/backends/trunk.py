@@ -39,7 +39,8 @@ _TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE: Final = 5e-2
 """Of 16-bit types: a wrong mask is an error near 1."""
 _CACHE_BYTES: Final = 1 << 30
-"""Keys and values of a batch."""
+"""Keys and values of a batch on a CPU."""
+_CACHE_BYTES_GPU: Final = 4 << 30
 _LIMITS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -69,6 +70,11 @@ class Trunk:
         self.budget = budget
         self._head: Callable[[torch.Tensor], torch.Tensor] = head_of(model)
         self._trunk = model.base_model
+        if self._trunk is model:
+            raise IncompatibleError(
+                f"transformers' {type(model).__name__} does not part its head from its trunk, so "
+                "forge cannot evaluate it. Use its successor in a family that does."
+            )
         self._keeps_past: bool | None = None if _may_keep_past(model) else False
 
     @property
@@ -98,53 +104,65 @@ class Trunk:
         """
         if not rows:
             return
-        shared = shared_length(rows) if len(rows) > 1 else 0
-        cache = self.begin(rows, shared)
-        shared = shared if cache is not None else 0
-        most = len(rows)
-        if cache is not None:
-            per_token = cache.num_bytes() / shared
-            longest = max(len(row.tokens) for row in rows)
-            most = max(1, int(_CACHE_BYTES / (per_token * longest)))
+        cache, shared = self.begin(rows)
+        most = self.most_rows(max(len(row.tokens) for row in rows))
         for batch in batches(rows, shared=shared, budget=self.budget, most=most):
             yield Hidden(tuple(batch), self._tails(batch, shared, cache))
 
     @torch.no_grad()
-    def begin(self, rows: Sequence[Row], shared: int) -> PrefixCache | None:
+    def begin(self, rows: Sequence[Row]) -> tuple[PrefixCache | None, int]:
         """Compute what rows share, if that pays and the model can go on from it.
 
         Args:
-            rows: Rows that share their first tokens.
-            shared: How many.
+            rows: Rows, at least one.
 
         Returns:
-            Their keys and values, or ``None`` where rows must be computed in full.
+            Keys and values of the shared tokens, and how many those are; ``None`` and 0 where
+            rows must be computed in full.
         """
-        if shared < LEAST_SHARED or self._keeps_past is False:
-            return None
+        shared = shared_length(rows) if len(rows) > 1 else 0
+        if shared < LEAST_SHARED or not self.can_keep_past(min(rows, key=_length)):
+            return None, 0
         cache = PrefixCache()
-        states = self._states([rows[0].tokens[:shared]], cache)
-        del states
-        if not cache.holds(shared):
-            self._keeps_past = False
-            return None
+        self._states([rows[0].tokens[:shared]], cache)
         cache.keep()
+        return cache, shared
+
+    def can_keep_past(self, row: Row) -> bool:
+        """Return whether the model can go on from tokens that it has seen; tried once.
+
+        Args:
+            row: What it is tried on.
+        """
         if self._keeps_past is None:
-            self._keeps_past = self._agrees(min(rows, key=lambda row: len(row.tokens)), cache)
+            self._keeps_past = self._agrees(row)
             if not self._keeps_past:
                 _log.info("The model cannot go on from shared tokens; rows are computed in full.")
-                return None
-        return cache
+        return self._keeps_past
 
-    def _agrees(self, row: Row, cache: PrefixCache) -> bool:
-        shared = cache.get_seq_length()
-        full = self._states([row.tokens], None)[0, shared:].float()
+    def most_rows(self, num_tokens: int) -> int:
+        """Return how many rows of so many tokens have room for their keys and values."""
+        room = _CACHE_BYTES if self.model.device.type == "cpu" else _CACHE_BYTES_GPU
+        return max(1, room // (_bytes_per_token(self.model) * num_tokens))
+
+    @torch.no_grad()
+    def _agrees(self, row: Row) -> bool:
+        """Compute a row in two parts and in one, and return whether both say the same."""
+        shared = len(row.tokens) // 2
+        if not shared:
+            return False
+        cache = PrefixCache()
+        self._states([row.tokens[:shared]], cache)
+        if not cache.holds(shared):
+            return False
+        cache.keep()
         cache.begin(len(row.tokens))
         split = self._states([row.tokens[shared:]], cache)[0].float()
-        tolerance = _TOLERANCE.get(self.model.dtype, _COARSE)
+        full = self._states([row.tokens], None)[0, shared:].float()
         if not bool(full.isfinite().all()):
             # What is wrong with it is said where its predictions are read.
             return True
+        tolerance = _TOLERANCE.get(self.model.dtype, _COARSE)
         return bool((full - split).abs().max() <= tolerance * full.abs().max())
 
     def _tails(self, batch: Sequence[Row], shared: int, cache: PrefixCache | None) -> torch.Tensor:
@@ -207,6 +225,20 @@ def check_length(model: PreTrainedModel, num_tokens: int, what: str) -> None:
             f"{what} has {num_tokens} tokens; the model knows {longest}. Use fewer or shorter "
             "examples, leave the task out, or cut such prompts on the left with --truncate."
         )
+
+
+def _length(row: Row) -> int:
+    return len(row.tokens)
+
+
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """Return the bytes of one token's keys and values, from the configuration; at least 1."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) or 0) // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    layers = getattr(config, "num_hidden_layers", None) or 1
+    return max(1, 2 * layers * kept * size * model.dtype.itemsize)
 
 
 def _may_keep_past(model: PreTrainedModel) -> bool:
