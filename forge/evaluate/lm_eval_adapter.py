@@ -20,7 +20,8 @@ from forge.evaluate.aggregation import aggregate
 from forge.evaluate.answering import ANSWER_VERSION, AnswerWriter
 from forge.evaluate.contract import ChoiceRequest, Prompt, TextRequest
 from forge.evaluate.lm_eval_records import TaskResult
-from forge.evaluate.run import EvaluationRun, Progress, Silence
+from forge.evaluate.run import EvaluationRun
+from forge.evaluate.selection import Progress, Silence
 from forge.evaluate.subjects import (
     LocalSettings,
     Subject,

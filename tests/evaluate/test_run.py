@@ -14,8 +14,9 @@ import pytest
 from forge.core.errors import EvaluationError, IncompatibleError
 from forge.evaluate.backends.local import LocalBackend
 from forge.evaluate.ensemble import Ensemble, combine
-from forge.evaluate.run import EvaluationRun, Silence, evaluate_models
+from forge.evaluate.run import EvaluationRun, evaluate_models
 from forge.evaluate.scoring import choice_metrics
+from forge.evaluate.selection import Silence
 from forge.evaluate.subjects import ApiModel, LocalSettings
 from forge.results.answers import ChoiceAnswer
 from forge.results.store import open_results
