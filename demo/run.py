@@ -5,8 +5,9 @@
 Prepares two checkpoints (see ``demo.prepare``), merges them with ``forge merge`` after three
 recipes, inspects and verifies each result, and lets a fresh process load all five checkpoints and
 compare them (see ``demo.compare``). Then ``forge quantize`` makes five formats of the DARE merge
-and proves each (see ``demo.quantized``). Needs no network. Results go to stdout, progress to
-stderr.
+and proves each (see ``demo.quantized``). Last, all ten models are profiled, evaluated and compared,
+and a report to decide from is written (see ``demo.measured``). Needs no network. Results go to
+stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import quantized
+from demo import measured, quantized
 from demo.base_model import DemoError
 from demo.observation import ABSTRACT, QUESTION, Observation
 from demo.prepare import prepare
@@ -44,6 +45,9 @@ Now with your own models:
     forge verify my_model                            every byte is what its manifest says
     forge quantize my_model --method awq             a fraction of the size, proved at once
     forge generate quantized/my_model-awq-gemm "What is a fever?"
+    forge profile my_model quantized/my_model-awq-gemm
+    forge eval my_model quantized/my_model-awq-gemm --suite medical
+    forge report                                     the page to decide from
 
 The published 7B recipes are in merge_configs/ and quant_configs/, such as biomistral_dare.yaml
 and biomistral_awq_gemm.yaml.
@@ -171,6 +175,10 @@ def main() -> int:
         replies = quantized.replies_in_fresh_process([row.folder for row in variants])
         source_bytes = (source / "model.safetensors").stat().st_size
         table = quantized.summary(variants, source_bytes, replies)
+        verdicts = measured.measure(
+            forge, progress, parents=parents, merges=[merge.folder for merge in merges],
+            variants=[row.folder for row in variants], source=source,
+        )  # fmt: skip
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -178,8 +186,12 @@ def main() -> int:
         print(f"forge inspect {merge.folder}\n\n{merge.inspection.rstrip()}\n")
     print(summary(observations, merges))
     print(f"\nThe DARE merge, quantized by 'forge quantize':\n\n{table}")
+    print(f"\nAll of them, measured and compared:\n\n{measured.summary(verdicts)}")
     print(f"\n{USE_YOUR_OWN}")
-    progress(f"done in {time.perf_counter() - started:.0f} s; the models are in {OUTPUT}/")
+    progress(
+        f"done in {time.perf_counter() - started:.0f} s; the models are in {OUTPUT}/, "
+        f"the report is {measured.REPORT}/index.html"
+    )
     return 0
 
 
