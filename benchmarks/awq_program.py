@@ -47,7 +47,6 @@ def main() -> int:
 def _forge(model: Path, tokens_BT: Tokens, out: Path, settings: dict[str, str]) -> float:
     # Loading torch is an import, too; forge does it in the middle of its work.
     import torch  # noqa: F401
-    import transformers  # noqa: F401
 
     from forge.quantize.calibration.stored import dump_tokens
     from forge.quantize.run import run_quantize

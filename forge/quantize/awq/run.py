@@ -146,7 +146,9 @@ class _Run:
         try:
             with torch_on_one_thread():
                 self._progress.stage("preparing calibration")
-                skeleton = Skeleton(self._checkpoint, device=self._device)
+                skeleton = Skeleton(
+                    self._checkpoint, device=self._device, num_tokens=self._tokens_BT.shape[1]
+                )
                 states, calls, proof_calls = self._embed(skeleton, plans)
                 self._progress.stage("quantizing blocks")
             if states.is_spilled:

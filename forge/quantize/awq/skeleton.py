@@ -1,4 +1,4 @@
-"""A transformers model without weights, whose decoder blocks are filled one at a time.
+"""A model without weights, whose decoder blocks are filled one at a time.
 
 All parameters are on torch's ``meta`` device; only buffers (rotary frequencies) are real. What
 stands before the blocks (embeddings, positions) is filled once, the token embedding with no more
@@ -11,10 +11,9 @@ Legend: B sequences, T tokens of each, D hidden size.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +23,9 @@ from torch import nn
 from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.core.errors import CheckpointError, IncompatibleError, MissingExtraError
+from forge.core.errors import CheckpointError, IncompatibleError
+from forge.quantize.awq.bodies import build_body
 from forge.quantize.awq.weights import parts_of, read_into, read_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _META: Final = torch.device("meta")
 
@@ -52,6 +49,7 @@ class Skeleton:
     Args:
         checkpoint: The model.
         device: Where blocks run.
+        num_tokens: Tokens of the longest sequence that it will read.
 
     Attributes:
         blocks: The decoder blocks, empty but for the one that is loaded.
@@ -62,19 +60,17 @@ class Skeleton:
         MissingExtraError: transformers is not installed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, num_tokens: int) -> None:
         self._source = checkpoint.source
         self._names = frozenset(checkpoint.source.names())
         self._device = device
         self._architecture = architecture_of(checkpoint.config, tensor_names=self._names)
         self._prefix = _prefix_of_blocks(self._architecture, self._names, self._source.label)
-        model = _build(checkpoint, text_only=self._architecture.text_section is not None)
-        path = _path_of_blocks(model, self._architecture)
-        self._decoder = cast("PreTrainedModel", model.get_submodule(path.rpartition(".")[0]))
-        self._list_name = path.rpartition(".")[2]
-        # Tokens are numbered anew below, so no number means padding.
-        self._decoder.config.update({"pad_token_id": None})
-        self.blocks = list(cast("nn.ModuleList", model.get_submodule(path)))
+        self._body = build_body(checkpoint, self._architecture, num_tokens=num_tokens)
+        self._decoder = self._body.decoder
+        blocks = self._decoder.get_submodule(self._body.list_name)
+        assert isinstance(blocks, nn.ModuleList)
+        self.blocks = list(blocks)
         for module in self._decoder.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
@@ -150,13 +146,13 @@ class Skeleton:
 
     def _own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self._decoder.named_parameters():
-            if not name.startswith(f"{self._list_name}."):
+            if not name.startswith(f"{self._body.list_name}."):
                 yield name, parameter
 
     def _fill_decoder(self, used: npt.NDArray[np.int64]) -> None:
         """Fill what stands before the blocks; of the token embedding, the rows ``used``."""
-        outer = self._prefix.removesuffix(f"{self._list_name}.")
-        embedding = self._decoder.get_input_embeddings()
+        outer = self._prefix.removesuffix(f"{self._body.list_name}.")
+        embedding = self._body.embedding
         for name, parameter in list(self._own_parameters()):
             module, _, leaf = name.rpartition(".")
             if self._decoder.get_submodule(module) is embedding and leaf == "weight":
@@ -189,13 +185,13 @@ class Skeleton:
         try:
             for block in self.blocks:
                 block.forward = recorder
-            self._decoder(input_ids=ids, use_cache=False)
+            self._body.run(ids)
         finally:
             for block in self.blocks:
                 del block.forward
         if len(calls) != len(self.blocks):
             raise IncompatibleError(
-                f"transformers ran {len(calls)} of {len(self.blocks)} decoder blocks of "
+                f"The model ran {len(calls)} of {len(self.blocks)} decoder blocks of "
                 f"'{self._architecture.name}'; calibration needs all of them, in order."
             )
         return hidden[0], calls
@@ -216,57 +212,11 @@ def first_of(output: object) -> torch.Tensor:
     return states
 
 
-def _build(checkpoint: Checkpoint, *, text_only: bool) -> PreTrainedModel:
-    try:
-        from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise MissingExtraError(
-            f"Calibration runs the model, which needs '{error.name}': "
-            "pip install 'forge[quantize]'."
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = AutoConfig.from_pretrained(
-                checkpoint.root, local_files_only=True, trust_remote_code=False
-            )
-            if text_only:
-                config = config.get_text_config()
-            build = cast("Callable[..., PreTrainedModel]", AutoModelForCausalLM.from_config)
-            with init_empty_weights(include_buffers=False):
-                model = build(
-                    config, dtype=torch.float32, trust_remote_code=False,
-                    experts_implementation="eager",
-                )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise IncompatibleError(
-            f"transformers cannot build '{checkpoint.source.label}' from its config: {error}"
-        ) from error
-    model.train(False)
-    return model
-
-
 def _prefix_of_blocks(architecture: Architecture, names: frozenset[str], label: str) -> str:
     for prefix in architecture.layer_prefixes:
         if any(name.startswith(f"{prefix}0.") for name in names):
             return prefix
     raise CheckpointError(f"'{label}' has no decoder block 0.")
-
-
-def _path_of_blocks(model: PreTrainedModel, architecture: Architecture) -> str:
-    paths = [prefix.removesuffix(".") for prefix in architecture.layer_prefixes]
-    for path in [*paths, "model.layers"]:
-        try:
-            found = model.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(found, nn.ModuleList):
-            return path
-    raise IncompatibleError(
-        f"The decoder blocks of '{architecture.name}' are not where forge's table says in "
-        f"transformers' {type(model).__name__}: {', '.join(paths)}."
-    )
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
