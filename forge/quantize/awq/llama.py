@@ -40,7 +40,9 @@ class LlamaDecoder(nn.Module):
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
-        self.embed_tokens = _Embedding(shape.vocabulary, shape.width)
+        rows = _empty(shape.vocabulary, shape.width)
+        # Without given rows it draws some, for which torch imports its compiler.
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width, _weight=rows)
         self.layers = nn.ModuleList([_Block(shape) for _ in range(shape.num_blocks)])
         self.register_buffer("frequencies", rotary_frequencies(shape), persistent=False)
 
@@ -85,29 +87,10 @@ def rotary_frequencies(shape: LlamaShape) -> torch.Tensor:
     return torch.where(lengths < scaling.context / high, frequencies, stretched)
 
 
-class _Linear(nn.Module):
-    def __init__(self, num_in: int, num_out: int, *, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = _empty(num_out, num_in)
-        self.bias = _empty(num_out) if bias else None
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return functional.linear(inputs, self.weight, self.bias)
-
-
-class _Embedding(nn.Module):
-    def __init__(self, num_rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = _empty(num_rows, width)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return functional.embedding(ids, self.weight)
-
-
 class _Norm(nn.Module):
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
-        self.weight = _empty(width)
+        self.weight = nn.Parameter(_empty(width), requires_grad=False)
         self._epsilon = epsilon
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -122,10 +105,10 @@ class _Attention(nn.Module):
         self._is_shared = shape.num_heads != shape.num_shared_heads
         queries = shape.num_heads * shape.head_size
         keys = shape.num_shared_heads * shape.head_size
-        self.q_proj = _Linear(shape.width, queries, bias=shape.bias_inputs)
-        self.k_proj = _Linear(shape.width, keys, bias=shape.bias_inputs)
-        self.v_proj = _Linear(shape.width, keys, bias=shape.bias_inputs)
-        self.o_proj = _Linear(queries, shape.width, bias=shape.bias_output)
+        self.q_proj = _linear(shape.width, queries, bias=shape.bias_inputs)
+        self.k_proj = _linear(shape.width, keys, bias=shape.bias_inputs)
+        self.v_proj = _linear(shape.width, keys, bias=shape.bias_inputs)
+        self.o_proj = _linear(queries, shape.width, bias=shape.bias_output)
         if shape.norm_heads:
             self.q_norm = _Norm(shape.head_size, shape.epsilon)
             self.k_norm = _Norm(shape.head_size, shape.epsilon)
@@ -154,9 +137,9 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
-        self.gate_proj = _Linear(shape.width, shape.inner_width, bias=shape.bias_mlp)
-        self.up_proj = _Linear(shape.width, shape.inner_width, bias=shape.bias_mlp)
-        self.down_proj = _Linear(shape.inner_width, shape.width, bias=shape.bias_mlp)
+        self.gate_proj = _linear(shape.width, shape.inner_width, bias=shape.bias_mlp)
+        self.up_proj = _linear(shape.width, shape.inner_width, bias=shape.bias_mlp)
+        self.down_proj = _linear(shape.inner_width, shape.width, bias=shape.bias_mlp)
 
     def forward(self, states_BTD: torch.Tensor) -> torch.Tensor:
         inner_BTF = functional.silu(self.gate_proj(states_BTD), inplace=True)
@@ -187,5 +170,9 @@ def _rotate(heads_BHTh: torch.Tensor, cos_Th: torch.Tensor, sin_Th: torch.Tensor
     return (heads_BHTh * cos_Th) + (torch.cat((-second, first), dim=-1) * sin_Th)
 
 
-def _empty(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, device=_META), requires_grad=False)
+def _linear(num_in: int, num_out: int, *, bias: bool) -> nn.Linear:
+    return nn.Linear(num_in, num_out, bias=bias, device=_META)
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device=_META)
