@@ -20,7 +20,7 @@ def test_decode_of_twice_the_layers_takes_twice_as_long(tmp_path: Path) -> None:
         tiny_checkpoint(tmp_path / name, layers=layers, hidden=1024, vocab=64)
     found = profile_models(
         [str(tmp_path / "one"), str(tmp_path / "two")], results=tmp_path / "r.db",
-        prompt_tokens=(32,), new_tokens=24, effort=Effort(rounds=6, samples=2),
+        prompt_tokens=(32,), new_tokens=24, threads=1, effort=Effort(rounds=6, samples=1),
     )  # fmt: skip
     (session,) = found.sessions
     for quantity in ("decode", "prefill"):
