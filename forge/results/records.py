@@ -95,7 +95,8 @@ class ItemRecord:
         task: The task that it is from.
         item_id: Its name there; unique in the task.
         question: The question, with its context where it has one.
-        options: Texts of the options; empty for a question that is answered in words.
+        options: Texts of the options, or the decisions that an answer in words can state; empty for
+            a question without either.
         gold: Index of the right option, or the reference answer in words.
         label: What sampling is stratified by, such as ``yes``.
         cluster: Name of the passage that several items share, or ``None``.
@@ -191,16 +192,21 @@ class ProfileRecord:
         session: Records of one session were measured in turns, so that their ratios mean
             something.
         environment: Digest of the environment.
-        setting: ``device``, ``dtype``, ``threads``, ``batch``, ``prompt_tokens``, ``new_tokens``.
+        setting: ``device``, ``dtype``, ``threads``, ``batch``, ``prompt_tokens``, ``new_tokens``, and
+            the effort: ``rounds``, ``samples``, ``seed``.
         status: ``ok``, or why there are no figures.
         samples: Raw samples by quantity: a tuple for each round. ``load_s`` (loading),
             ``ttft_s`` (prompt to first token), ``prefill_s`` (the prompt alone), ``decode_s``
-            (one step of all sequences), ``energy_j`` (a round).
+            (one step of all sequences), ``energy_j`` (a round); of the baseline also ``control_…``,
+            the same from a second process.
         memory: Bytes by name, ``None`` where the device does not say: ``weights_on_disk``,
             ``weights_in_memory``, ``peak_allocated``, ``peak_reserved``, ``driver``,
-            ``peak_resident``, ``kv_per_token``.
+            ``peak_resident``, ``kv_per_token``, ``kv_per_token_by_formula``,
+            ``resident_before_load``, ``peak_resident_loading``, ``peak_resident_running``,
+            ``anonymous``.
         noise: What the machine did meanwhile: ``other_cpu_cores`` (used by other processes),
-            ``steal_share``, ``load_before``.
+            ``steal_share``, ``queue_wait_share``, ``load_before``, ``busy_cores_before``,
+            ``swap_used_bytes``, ``clock_mhz``, ``round_spread_prefill``, ``round_spread_decode``.
         backend: The kernels that really ran.
         notices: What the reader should know, such as why energy is missing.
         probe_version: Version of the probes.
