@@ -192,8 +192,8 @@ class ProfileRecord:
         session: Records of one session were measured in turns, so that their ratios mean
             something.
         environment: Digest of the environment.
-        setting: ``device``, ``dtype``, ``threads``, ``batch``, ``prompt_tokens``, ``new_tokens``, and
-            the effort: ``rounds``, ``samples``, ``seed``.
+        setting: ``device``, ``dtype``, ``threads``, ``batch``, ``prompt_tokens``, ``new_tokens``,
+            and the effort: ``rounds``, ``samples``, ``seed``.
         status: ``ok``, or why there are no figures.
         samples: Raw samples by quantity: a tuple for each round. ``load_s`` (loading),
             ``ttft_s`` (prompt to first token), ``prefill_s`` (the prompt alone), ``decode_s``
