@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forge.kernels.cpu.layout import BAND, DENSE, DROP, SCALED
+from forge.kernels.cpu.layout import BAND, DENSE, DROP, SCALED, STRIPES
 from forge.kernels.operands import Operands, address_of
 from forge.kernels.selection import NOTHING, Target, task_vector_bounds
 from forge.merge.consensus import Sparsity
@@ -128,10 +128,13 @@ def _drop_all(start: int, count: int, factors: npt.NDArray[Any]) -> None:
 class _Ranked:
     """Computes the factors of DELLA for whole rows of one task vector."""
 
-    _PIECE = 1 << 17
-    """Elements ranked in one go: keys and factors then stay in the second-level cache."""
+    _MOST_COLUMNS = (1 << 16) - 1
+    """Beyond that neither counters nor columns fit in 16 bits, and rows are sorted."""
 
-    _MOST_COLUMN_BITS = 16
+    _LEAST_STEPS = 2
+    _MOST_STEPS = 128
+    _TOGETHER = 1 << 12
+    """Elements up to which rows are worked on together, so that blocks are long."""
 
     def __init__(
         self,
@@ -150,52 +153,36 @@ class _Ranked:
         self._params = np.array([by_density], np.float64)
         self._stream = stream
         self._pair = operands.select([0, 1 + model], has_base=True)
-        self._is_single = self._pair.compute == "float32"
         self._chances = (lowest + step * np.arange(width)).astype(self._pair.compute)
-        self._keys_pass = self._pair.plan("della.keys", rows=2)
-        self._factors_pass = self._pair.plan("della.factors", rows=3)
-        self._column_bits = (width - 1).bit_length()
-        self._is_narrow = self._is_single and self._column_bits <= self._MOST_COLUMN_BITS
-        rows = max(1, min(self._PIECE, operands.numel) // width)
-        self._keys = np.empty(rows * width, np.uint32)
-        self._inexact = np.zeros(rows, np.uint32)
+        self._is_counted = self._pair.compute == "float32" and width <= self._MOST_COLUMNS
+        kernel = "factors" if self._is_counted else "drop"
+        self._pass = self._pair.plan(f"della.{kernel}", rows=3)
+        if self._is_counted:
+            # Two buckets for each element.
+            steps = min(max(2 * width // STRIPES, self._LEAST_STEPS), self._MOST_STEPS)
+            self._stripe_bits = (steps - 1).bit_length()
+            self._together = max(1, self._TOGETHER // width)
+            of_rows = 4 * self._together + 14
+            counters = 2 * STRIPES * ((1 << self._stripe_bits) + 1)
+            self._scratch = np.empty(of_rows * width + 64 + counters, np.uint8)
 
     def fill(self, start: int, count: int, factors: npt.NDArray[Any]) -> None:
         """Write the factors of ``count`` elements from ``start``; both fall between rows."""
-        piece = len(self._keys)
-        for first in range(0, count, piece):
-            self._fill_piece(start + first, factors[first : min(first + piece, count)])
-
-    def _fill_piece(self, start: int, factors: npt.NDArray[Any]) -> None:
-        count = len(factors)
-        keys = self._keys[:count]
-        if self._is_single:
-            # The factors' place holds the magnitudes until the ranks are known.
-            addresses = [
-                address_of(factors),
-                address_of(keys) if self._is_narrow else 0,
-                address_of(self._inexact),
-                self._column_bits,
-            ]
-            self._keys_pass.reduce(
-                counts=np.array(addresses, np.int64), start=start, count=count, chunk=count
-            )
-        if self._is_narrow:
-            keys.reshape(-1, self._width).sort(axis=1)
-        elif self._is_single:
-            keys[:] = self._long_keys(factors.view(np.uint32))
+        key, stream = self._stream.key, self._stream.stream
+        counts = [address_of(factors)]
+        if self._is_counted:
+            counts += [address_of(self._chances), address_of(self._scratch), self._stripe_bits]
+            counts += [key, stream, self._together]
         else:
-            keys[:] = self._double_keys(start, count)
-        counts = [
-            address_of(keys),
-            address_of(factors),
-            address_of(self._inexact),
-            address_of(self._chances),
-            self._column_bits,
-            self._stream.key,
-            self._stream.stream,
-        ]
-        self._factors_pass.reduce(
+            sort = self._order if self._pair.compute == "float64" else self._order_of_singles
+            np.put_along_axis(
+                factors.reshape(-1, self._width),
+                sort(start, count),
+                self._chances[np.newaxis],
+                axis=1,
+            )
+            counts += [key, stream]
+        self._pass.reduce(
             params=self._params,
             counts=np.array(counts, np.int64),
             start=start,
@@ -203,17 +190,19 @@ class _Ranked:
             chunk=count,
         )
 
-    def _long_keys(self, magnitudes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Rank rows so long that their columns leave too few bits of 32 for the magnitudes."""
-        keys = magnitudes.reshape(-1, self._width).astype(np.uint64) << 32
+    def _magnitudes(self, start: int, count: int) -> npt.NDArray[Any]:
+        base, model = (self._pair.values(index, start, count) for index in (0, 1))
+        return np.abs(model - base).reshape(-1, self._width)
+
+    def _order_of_singles(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Return the columns of each row by rank. Magnitude and column fit in one key."""
+        keys = self._magnitudes(start, count).view(np.uint32).astype(np.uint64) << 32
         keys |= np.arange(self._width - 1, -1, -1, dtype=np.uint64)
         keys.sort(axis=1)
-        return keys.reshape(-1).astype(np.uint32)
+        return self._width - 1 - (keys & 0xFFFFFFFF).astype(np.int64)
 
-    def _double_keys(self, start: int, count: int) -> npt.NDArray[np.uint32]:
-        """Rank float64 task vectors, whose magnitudes do not fit beside a column in 64 bits."""
-        base, model = (self._pair.values(index, start, count) for index in (0, 1))
-        magnitudes = np.abs(model - base).reshape(-1, self._width)[:, ::-1]
+    def _order(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Return the columns of each row by rank."""
         # Reversed, a stable sort puts the highest column first among equals.
-        order = np.argsort(magnitudes, axis=1, kind="stable")
-        return order.reshape(-1).astype(np.uint32)
+        magnitudes = self._magnitudes(start, count)[:, ::-1]
+        return self._width - 1 - np.argsort(magnitudes, axis=1, kind="stable")

@@ -1,40 +1,97 @@
 """The loops of DELLA: rank within a row, drop by rank.
 
-Each element becomes one 32-bit key, what fits of its magnitude above and its inverted column
-below, so that a plain sort of the row ranks it: smallest first and, among equal magnitudes, the
-lowest column last, which counts as the largest. The sort itself is numpy's, which takes half the
-time for keys of 32 bits that it takes for keys of 64.
+A rank needs no sorted row. Each magnitude is mapped, in their order, to one of a few thousand
+buckets; counting them gives the number of elements in lower buckets, and the count that an element
+meets in its own gives its place there, because equal magnitudes rank by column:
 
-Beside the column there is no room for all 31 bits of a magnitude. But the magnitudes of a row
-span few octaves, so the bits are counted from the smallest magnitude that is not zero, and
-differences of bfloat16 numbers end in zeros. What still does not fit is cut off; the full
-magnitudes wait in the place of the factors, and rows that lost a bit are put in order by them
-after the sort. Imported only to compile.
+    rank = elements in its bucket and below - 1 - elements of its bucket to the left
+
+That is exact where a bucket holds one magnitude only. The buckets are steps of the magnitudes'
+bits, and differences of bfloat16 numbers end in zeros, so a few in a hundred elements have bits
+that their bucket does not tell. They are listed, and the buckets with more than one element that
+they lie in are sorted afterwards, a handful of elements each.
+
+Magnitudes of a row spread over few octaves around their mean, but for outliers. So the buckets
+cover eight octaves at most, and what lies outside is put into the outermost two, and listed.
+Zeros have a bucket of their own.
+
+The counters are striped: bucket ``b`` of ``64·S`` is counter ``64·(b mod S) + ⌊b/S⌋``, so that their
+prefix sums are sums of whole vectors. Imported only to compile.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import carray
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from forge.kernels.cpu.layout import BLOCK
-from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block
+from forge.kernels.cpu.layout import BLOCK, STRIPES
+from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block, words_of
 from forge.kernels.cpu.philox import GROUP, fill
 from forge.kernels.cpu.selection import magnitude_bits
 
 _RANGE = 4294967296.0
 _HALF_RANGE = 65536.0
 _ONE = np.uint32(1)
-_ALIGNED = np.uint32(0xFFFF0000)
-_WORD = np.uint64(32)
+_ZERO = np.uint32(0)
 _HALF = np.uint32(16)
 _MANTISSA = np.uint64(52)
 _BIAS = 1022
-_MOVES = 8
+_SIXTEEN = np.uint32(16)
+_OCTAVE = 1 << 23
+_OCTAVES_BELOW = 5
+_OCTAVES_ABOVE = 3
+_PLACED = np.uint16(0xFFFF)
+_INSERTED = 24
+"""Elements up to which a bucket is sorted by insertion."""
+_MARK_LANES = 16
+_STRIPES = np.uint32(STRIPES)
+
+
+@intrinsic
+def _shifted(typingctx, value, amount):
+    """Shift 32 bits right. numba's own shift widens to 64, which takes twice the vectors."""
+
+    def codegen(context, builder, signature, args):
+        return builder.lshr(args[0], args[1])
+
+    return types.uint32(types.uint32, types.uint32), codegen
+
+
+@intrinsic
+def _append_marked(typingctx, marks, first, target):
+    """Store the numbers, from ``first``, of the marks of 32 bits that are not 0; count them.
+
+    Sixteen marks are looked at, and sixteen numbers are stored, of which the first ones count.
+    """
+    lane, mask = ir.IntType(32), ir.IntType(1)
+    vector, masks = ir.VectorType(lane, _MARK_LANES), ir.VectorType(mask, _MARK_LANES)
+
+    def codegen(context, builder, signature, args):
+        marked = builder.load(builder.inttoptr(args[0], vector.as_pointer()), align=4)
+        is_set = builder.icmp_unsigned("!=", marked, ir.Constant(vector, [0] * _MARK_LANES))
+        start = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), builder.trunc(args[1], lane), lane(0)
+        )
+        start = builder.shuffle_vector(start, start, ir.Constant(vector, [0] * _MARK_LANES))
+        numbers = builder.add(start, ir.Constant(vector, list(range(_MARK_LANES))))
+        compress = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [vector, masks, vector]),
+            f"llvm.experimental.vector.compress.v{_MARK_LANES}i32",
+        )
+        packed = builder.call(compress, [numbers, is_set, ir.Constant(vector, ir.Undefined)])
+        builder.store(packed, builder.inttoptr(args[2], vector.as_pointer()), align=4)
+        count = builder.ctpop(builder.bitcast(is_set, ir.IntType(_MARK_LANES)))
+        return builder.zext(count, ir.IntType(64))
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
 @inlined
-def _part(address, start, count):
+def _words(address, start, count):
     """View uint32 numbers from ``start``; a view that begins at 0 needs no signed offsets.
 
     numba checks a signed sum for wrapping wherever it is an index, and then nothing vectorizes.
@@ -43,115 +100,191 @@ def _part(address, start, count):
 
 
 @inlined
-def _row_keys(magnitudes, target, width, column_bits):
-    """Write the keys of one row; return the bits that they lack, 0 when they are exact."""
-    greatest = np.uint32(0)
-    below = np.uint32(0xFFFFFFFF)
-    for i in range(width):
-        magnitude = magnitudes[i]
-        less = np.uint32(magnitude - _ONE)  # 0 wraps around and does not count
-        greatest = max(greatest, magnitude)
-        below = min(below, less)
-    # Aligned beyond all that can be cut off, the floor leaves zeros at the end as they are.
-    floor = np.uint32(below & _ALIGNED)
-    span = np.int64(greatest) - np.int64(floor)
-    # The exponent of a number tells how many bits it has.
-    span_bits = np.int64(bits_of(np.float64(max(span, 0))) >> _MANTISSA) - _BIAS
-    cut = max(span_bits + column_bits - 32, 0)
-    scale = np.uint32(np.int64(1) << (column_bits - cut))
-    lost = np.uint32((np.int64(1) << cut) - 1)
-    high = np.uint32(0xFFFFFFFF - ((np.int64(1) << column_bits) - 1))
-    missing = np.uint32(0)
-    last = np.uint32(width - 1)
-    for i in range(width):
-        # numba widens uint32 arithmetic; LLVM narrows a product again, but not a shift.
-        height = np.uint32(max(magnitudes[i], floor) - floor)
-        missing |= np.uint32(height & lost)
-        target[i] = np.uint32(height * scale) & high | np.uint32(last - np.uint32(i))
-    return missing
+def _halves(address, count):
+    return carray(pointer(address), count, np.uint16)
 
 
-def keys(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Write the magnitudes of the rows of one task vector, and their keys.
-
-    inputs: the base and one model. counts: address of the magnitudes (uint32[count]) · of the
-    keys (uint32[count]), 0 for none · of one uint32 a row, not 0 when its keys are inexact · bits
-    for the column, at most 16. Cuts fall between rows. float32 only.
-    """
-    missing = _part(counts[2], 0, count // width)
+@inlined
+def _magnitudes(inputs, readers, start, count, address, work):
+    """Write the magnitudes of the task vector of ``count`` elements from ``start``."""
     base = work[0]
     x = work[1]
-    row = 0
     for offset in range(0, count, BLOCK):
         size = min(BLOCK, count - offset)
         read_block(readers[0], inputs[0], start + offset, size, work, 0)
         read_block(readers[1], inputs[1], start + offset, size, work, 1)
-        magnitudes = _part(counts[0], offset, size)
+        magnitudes = _words(address, offset, size)
         for i in range(size):
             magnitudes[i] = magnitude_bits(x[i] - base[i])
-        if counts[1] != 0:
-            while (row + 1) * width <= offset + size:
-                magnitudes = _part(counts[0], row * width, width)
-                target = _part(counts[1], row * width, width)
-                missing[row] = _row_keys(magnitudes, target, width, counts[3])
-                row += 1
 
 
 @inlined
-def _order(magnitudes, sorted_keys, last, mask, width):
-    """Put the keys of a row in the order of the full magnitudes that they stand for.
+def _bits_needed(value):
+    """Return how many bits a number has; the exponent of a float64 tells."""
+    return max(np.int64(bits_of(np.float64(value)) >> _MANTISSA) - _BIAS, 0)
 
-    The few elements that are out of order move a few places. Where they turn out to be many, a
-    Shell sort takes over, so that no row takes quadratic time.
+
+@inlined
+def _window(magnitudes, width, num_buckets):
+    """Return the least and greatest magnitude of the buckets, and the bits that a step drops.
+
+    The octaves are counted from the mean of the bits, which an outlier barely moves.
     """
-    moves = _MOVES * width
-    previous = np.uint32(0)
+    greatest = _ZERO
+    below = np.uint32(0xFFFFFFFF)
+    total = _ZERO
+    num_zeros = _ZERO
     for i in range(width):
-        key = sorted_keys[i]
-        magnitude = magnitudes[last - np.uint64(key & mask)]
-        if magnitude >= previous:
-            previous = magnitude
-            continue
-        place = i
-        while place > 0:
-            other = sorted_keys[place - 1]
-            if magnitudes[last - np.uint64(other & mask)] <= magnitude:
-                break
-            sorted_keys[place] = other
-            place -= 1
-        sorted_keys[place] = key
-        moves -= i - place
-        if moves < 0:
-            _shell_sort(magnitudes, sorted_keys, last, mask, width)
-            return
+        magnitude = magnitudes[i]
+        greatest = max(greatest, magnitude)
+        below = min(below, np.uint32(magnitude - _ONE))  # 0 wraps around and does not count
+        total = np.uint32(total + _shifted(magnitude, _SIXTEEN))
+        num_zeros = np.uint32(num_zeros + np.uint32(magnitude == _ZERO))
+    # The divisor is 0 where all are, and then nothing depends on the window.
+    mean = (np.int64(total) << 16) // max(width - np.int64(num_zeros), 1)
+    first = max(np.int64(below) + 1, mean - _OCTAVES_BELOW * _OCTAVE)
+    last = max(min(np.int64(greatest), mean + _OCTAVES_ABOVE * _OCTAVE), first)
+    # Buckets for zeros and for the step that aligning begins are left.
+    dropped = _bits_needed((last - first) // (num_buckets - 3))
+    return np.uint32(first >> dropped << dropped), np.uint32(last), dropped
 
 
 @inlined
-def _wide_key(magnitudes, key, last, mask):
-    column = np.uint64(key & mask)
-    return (np.uint64(magnitudes[last - column]) << _WORD) | column
+def _assign(magnitudes, width, marks, counters, stripe_bits):
+    """Write the counter of each element, and a mark other than 0 where it does not tell all."""
+    steps = np.int64(1) << stripe_bits
+    first, last, dropped = _window(magnitudes, width, STRIPES * steps)
+    low = np.uint32((np.int64(1) << dropped) - 1)
+    shift = np.uint32(dropped)
+    step_mask = np.uint32(steps - 1)
+    step_shift = np.uint32(stripe_bits)
+    for i in range(width):
+        magnitude = magnitudes[i]
+        inside = np.uint32(min(max(magnitude, first), last))
+        height = np.uint32(inside - first)
+        is_counted = np.uint32(magnitude != _ZERO)
+        bucket = np.uint32(_shifted(height, shift) + is_counted)
+        marks[i] = np.uint32(height & low) | np.uint32(np.uint32(inside ^ magnitude) * is_counted)
+        counter = np.uint32(np.uint32(bucket & step_mask) * _STRIPES)
+        counters[i] = np.uint16(np.uint32(counter + _shifted(bucket, step_shift)))
 
 
 @inlined
-def _shell_sort(magnitudes, sorted_keys, last, mask, width):
+def _sum_up(table, lanes, num_steps):
+    """Replace counts by how many elements lie in their bucket and below."""
+    for lane in range(STRIPES):
+        lanes[lane] = np.uint16(0)
+    for step in range(num_steps):
+        row = table[step * STRIPES : (step + 1) * STRIPES]
+        for lane in range(STRIPES):
+            lanes[lane] = np.uint16(lanes[lane] + row[lane])
+    total = _ZERO
+    for lane in range(STRIPES):
+        count = np.uint32(lanes[lane])
+        lanes[lane] = np.uint16(total)
+        total = np.uint32(total + count)
+    for step in range(num_steps):
+        row = table[step * STRIPES : (step + 1) * STRIPES]
+        for lane in range(STRIPES):
+            upto = np.uint16(lanes[lane] + row[lane])
+            lanes[lane] = upto
+            row[lane] = upto
+
+
+@inlined
+def _list_marked(marks, width, target):
+    """List the marked elements; return how many there are."""
+    source = np.int64(marks.ctypes.data)
+    place = np.int64(target.ctypes.data)
+    num = np.int64(0)
+    whole = width // _MARK_LANES * _MARK_LANES
+    for i in range(0, whole, _MARK_LANES):
+        num += _append_marked(source + 4 * i, i, place + 4 * num)
+    for i in range(whole, width):
+        if marks[i] != _ZERO:
+            target[num] = np.uint32(i)
+            num += 1
+    return num
+
+
+@inlined
+def _wide_key(magnitudes, column):
+    """Order by magnitude; among equal ones the lowest column comes last."""
+    return (np.uint64(magnitudes[column]) << np.uint64(16)) | np.uint64(np.uint16(~column))
+
+
+@inlined
+def _sort(magnitudes, order, count):
+    """Sort columns by insertion, or, where they are many, by Shell's sort."""
     gap = 1
-    while gap < width // 3:
-        gap = 3 * gap + 1
+    if count > _INSERTED:
+        while gap < count // 3:
+            gap = 3 * gap + 1
     while gap > 0:
-        for i in range(gap, width):
-            key = sorted_keys[i]
-            wide = _wide_key(magnitudes, key, last, mask)
+        for i in range(gap, count):
+            column = order[i]
+            key = _wide_key(magnitudes, column)
             place = i
-            while place >= gap:
-                other = sorted_keys[place - gap]
-                if _wide_key(magnitudes, other, last, mask) <= wide:
-                    break
-                sorted_keys[place] = other
+            while place >= gap and _wide_key(magnitudes, order[place - gap]) > key:
+                order[place] = order[place - gap]
                 place -= gap
-            sorted_keys[place] = key
+            order[place] = column
         gap //= 3
+
+
+@inlined
+def _mend(magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result):
+    """Put the buckets of the listed elements in order, where they hold more than one."""
+    for i in range(num_listed):
+        counter = counters[np.uint64(listed[i])]
+        if counter == _PLACED:
+            continue
+        # The bucket below is a row up, or in the last row of the lane before.
+        at = np.int64(counter)
+        before = at - STRIPES if at >= STRIPES else at - 1 + STRIPES * (num_steps - 1)
+        first = np.int64(table[np.uint64(before)])
+        count = np.int64(table[np.uint64(at)]) - first
+        if count < 2:
+            continue
+        members = order[first : first + count]
+        _sort(magnitudes, members, count)
+        for place in range(count):
+            column = np.uint64(members[place])
+            result[column] = chances[np.uint64(first + place)]
+            counters[column] = _PLACED
+
+
+@inlined
+def _rank(magnitudes, width, by_rank, scratch, stripe_bits, result):
+    """Write p of the rank of each element of a row."""
+    chances = carray(pointer(by_rank), width, np.float32)
+    num_steps = np.int64(1) << stripe_bits
+    marks = _words(scratch, 0, width)
+    listed = _words(scratch, width, width + _MARK_LANES)
+    scratch += 4 * (2 * width + _MARK_LANES)
+    counters = _halves(scratch, width)
+    places = _halves(scratch + 2 * width, width)
+    order = _halves(scratch + 4 * width, width)
+    table = _halves(scratch + 6 * width, STRIPES * num_steps)
+    lanes = _halves(scratch + 6 * width + 2 * STRIPES * num_steps, STRIPES)
+    _assign(magnitudes, width, marks, counters, stripe_bits)
+    for i in range(STRIPES * num_steps):
+        table[i] = np.uint16(0)
+    for i in range(width):
+        counter = np.uint64(counters[i])
+        count = table[counter]
+        places[i] = count
+        table[counter] = np.uint16(count + np.uint16(1))
+    _sum_up(table, lanes, num_steps)
+    num_listed = _list_marked(marks, width, listed)
+    for i in range(width):
+        rank = np.uint64(np.uint16(table[np.uint64(counters[i])] - places[i] - np.uint16(1)))
+        result[i] = chances[rank]
+        order[rank] = np.uint16(i)
+    if num_listed > 0:
+        _mend(
+            magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result
+        )
 
 
 @inlined
@@ -189,41 +322,59 @@ def _drop_exactly(chances, halves, lower, size, inverse):
         chances[i] = kept if word < np.float64(p) * _RANGE else zero
 
 
-def factors(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Turn sorted keys into one factor an element: 0 when dropped, else 1/p or 1.
 
-    params: 1 to divide by p. counts: address of the sorted keys (uint32[count]) · of the factors
-    (work type), which hold the magnitudes of the rows whose keys are inexact · of one uint32 a
-    row, not 0 when they are · of p of every rank (work type) · bits for the column · key ·
-    stream. ``start`` is the position of the first row in the tensor.
-    """
-    missing = _part(counts[2], 0, count // width)
-    chances = carray(pointer(counts[3]), width, work.dtype)
-    mask = np.uint32((np.int64(1) << counts[4]) - 1)
-    last = np.uint64(width - 1)
-    for row in range(count // width):
-        sorted_keys = _part(counts[0], row * width, width)
-        if missing[row] != 0:
-            magnitudes = _part(counts[1], row * width, width)
-            _order(magnitudes, sorted_keys, last, mask, width)
-        result = carray(pointer(counts[1] + row * width * work.itemsize), width, work.dtype)
-        for rank in range(width):
-            result[last - np.uint64(sorted_keys[rank] & mask)] = chances[rank]
-    words = work[2].view(np.uint32)
+@inlined
+def _drop_all(result, start, count, key, stream, inverse, work):
+    """Turn the chances of ``count`` elements from ``start`` into factors."""
+    words = words_of(work, 2)
     stride = BLOCK - GROUP  # room for a first group that begins before the block
     for offset in range(0, count, stride):
         size = min(stride, count - offset)
         lead = (start + offset) % GROUP
-        fill(words, counts[5], counts[6], start + offset - lead, lead + size, 0)
-        result = carray(pointer(counts[1] + offset * work.itemsize), size, work.dtype)
-        halves = _part(words.ctypes.data, lead, size)
-        inverse = params[0] != 0.0
-        if _is_decided(result, halves, size):
-            _drop(result, halves, size, inverse)
+        fill(words, key, stream, start + offset - lead, lead + size, 0)
+        chances = result[offset : offset + size]
+        halves = words[lead : lead + size]
+        if _is_decided(chances, halves, size):
+            _drop(chances, halves, size, inverse)
         else:
-            rest = work[1].view(np.uint32)
-            fill(rest, counts[5], counts[6], start + offset - lead, lead + size, 1)
-            lower = _part(rest.ctypes.data, lead, size)
-            _drop_exactly(result, halves, lower, size, inverse)
+            rest = words_of(work, 1)
+            fill(rest, key, stream, start + offset - lead, lead + size, 1)
+            _drop_exactly(chances, halves, rest[lead : lead + size], size, inverse)
+
+
+def factors(
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """Write one factor for each element: 0 when it is dropped, else 1/p or 1.
+
+    inputs: the base and one model, of rows of ``width`` elements, at most 65535. params: 1 to
+    divide by p. counts: address of the factors (float32[count]) · of p of every rank
+    (float32[width]) · of scratch (see ``sparsify``) · binary logarithm of the steps of a stripe ·
+    key · stream · rows that are worked on together. ``start`` is the position of the first row in
+    the tensor, and cuts fall between rows. float32 only.
+    """
+    num_rows = count // width
+    result = carray(pointer(counts[0]), count, np.float32)
+    for first in range(0, num_rows, counts[6]):
+        rows = min(counts[6], num_rows - first)
+        at = first * width
+        _magnitudes(inputs, readers, start + at, rows * width, counts[2], work)
+        scratch = counts[2] + 4 * counts[6] * width
+        for row in range(rows):
+            magnitudes = _words(counts[2], row * width, width)
+            chances = result[at + row * width : at + (row + 1) * width]
+            _rank(magnitudes, width, counts[1], scratch, counts[3], chances)
+        size = rows * width
+        part = result[at : at + size]
+        _drop_all(part, start + at, size, counts[4], counts[5], params[0] != 0.0, work)
+
+
+def drop(
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """Turn p of every element into its factor: 0 when it is dropped, else 1/p or 1.
+
+    params: 1 to divide by p. counts: address of the elements (work type) · key · stream.
+    """
+    result = carray(pointer(counts[0]), count, work.dtype)
+    _drop_all(result, start, count, counts[1], counts[2], params[0] != 0.0, work)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from forge.kernels.cpu.compiler import inlined
+from forge.kernels.cpu.compiler import inlined, optimizing_only
 from forge.kernels.cpu.layout import BLOCK, UNREACHABLE, Compute
 from forge.kernels.cpu.memory import pointer
 
@@ -78,10 +78,11 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
         )
 
     word = types.int64
-    if block:
-        entry = cfunc(types.int64(*[word] * 4))(block_entry)
-    else:
-        entry = cfunc(types.void(*[word] * 17))(merge_entry)
+    with optimizing_only({block_entry.__name__, merge_entry.__name__}):
+        if block:
+            entry = cfunc(types.int64(*[word] * 4))(block_entry)
+        else:
+            entry = cfunc(types.void(*[word] * 17))(merge_entry)
     return _object_code(function, entry)
 
 
@@ -92,7 +93,9 @@ def compile_words(function: Callable[..., object], num_words: int) -> Compiled:
         function: The kernel.
         num_words: How many arguments it takes.
     """
-    entry = cfunc(types.void(*[types.int64] * num_words), nogil=True, error_model="numpy")(function)
+    signature = types.void(*[types.int64] * num_words)
+    with optimizing_only({function.__name__}):
+        entry = cfunc(signature, nogil=True, error_model="numpy")(function)
     return _object_code(function, entry)
 
 

@@ -72,3 +72,6 @@ WINDOW_WORDS: Final = 9
 
 DIGIT_BITS: Final = 16
 DIGIT_BINS: Final = 1 << DIGIT_BITS
+
+STRIPES: Final = 64
+"""Counters of DELLA's ranking whose prefix sums are taken side by side."""

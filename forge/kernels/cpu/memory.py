@@ -129,6 +129,12 @@ def wide(work, row):
 
 
 @inlined
+def words_of(work, row):
+    """Return work row ``row`` as ``BLOCK`` numbers of 32 bits."""
+    return carray(pointer(work.ctypes.data + row * BLOCK * work.itemsize), BLOCK, np.uint32)
+
+
+@inlined
 def read_block(reader, address, start, count, work, row):
     """Widen elements from ``start`` into ``work[row]``; return 1 when any is not finite."""
     target = work.ctypes.data + np.int64(row) * BLOCK * work.itemsize

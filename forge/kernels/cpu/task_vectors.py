@@ -34,7 +34,7 @@ from forge.kernels.cpu.layout import (
     WORDS,
     WORK_HEAD,
 )
-from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
+from forge.kernels.cpu.memory import inlined, read_block, wide, words_of, write_block
 from forge.kernels.cpu.philox import fill
 from forge.kernels.cpu.reductions import absolute_sum, quick_dot
 from forge.kernels.cpu.selection import drop_inside, keep_inside
@@ -48,7 +48,7 @@ def _drop(x, factors, size, position, counts, at, work):
     zero = x.dtype.type(0)
     kept = np.int32(0)
     threshold = counts[at + 3]
-    halves = work[WORDS].view(np.uint32)
+    halves = words_of(work, WORDS)
     fill(halves, counts[at + 1], counts[at + 2], position, size, 0)
     border = np.uint32(threshold >> 16)
     undecided = np.int32(0)
@@ -61,7 +61,7 @@ def _drop(x, factors, size, position, counts, at, work):
             x[i] = x[i] if keep else zero
             kept += np.int32(keep)
         return kept
-    lower = work[TOTAL].view(np.uint32)  # the sums come later
+    lower = words_of(work, TOTAL)  # the sums come later
     fill(lower, counts[at + 1], counts[at + 2], position, size, 1)
     below = np.uint32(threshold)  # has lower bits, so it is less than 2**32
     for i in range(size):
