@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from forge.kernels.cpu.layout import DIGIT_BINS, DIGIT_BITS, WINDOW_WORDS, Compute
+from forge.kernels.cpu.layout import DIGIT_BINS, DIGIT_BITS, WINDOW_SPILL, WINDOW_WORDS, Compute
 from forge.kernels.operands import Float64s, Int64s, Operands, address_of
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
     capacity = int(_CAPACITY * math.sqrt(operands.numel))
     is_single = operands.compute == "float32"
     arrays: list[npt.NDArray[np.signedinteger]] = [
-        np.empty(capacity, np.int32 if is_single else np.int64) for _ in targets
+        # The kernel writes whole vectors, one beyond what it counts at most.
+        np.empty(capacity + WINDOW_SPILL, np.int32 if is_single else np.int64)
+        for _ in targets
     ]
     counts = np.zeros((len(targets), WINDOW_WORDS), np.int64)
     for row, target, array in zip(counts, targets, arrays, strict=True):
@@ -183,7 +185,7 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
         elif on_top < left <= on_top + inside <= on_top + capacity:
             magnitudes = array[:inside]
             place = inside - (left - on_top)
-            bits = int(np.partition(magnitudes, place)[place])
+            bits = _at_place(magnitudes, place)
             larger = int(np.count_nonzero(magnitudes > bits))
             found[target] = Bound(bits, left - on_top - larger)
         elif on_top + inside < left <= on_top + inside + on_bottom:
@@ -191,25 +193,66 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
     return found
 
 
-def _sample(operands: Operands, models: Iterable[int]) -> dict[int, npt.NDArray[np.int64]]:
-    """Return magnitude bits of some elements of task vectors, in descending order."""
+def _sample(operands: Operands, models: Iterable[int]) -> dict[int, npt.NDArray[Any]]:
+    """Return magnitude bits of some elements of task vectors."""
     base = operands.sample(0, _SAMPLE_STRIDE, _SAMPLE_RUN)
-    bits = np.uint32 if operands.compute == "float32" else np.uint64
+    bits = np.int32 if operands.compute == "float32" else np.int64
     samples = {}
     for m in models:
         delta = np.abs(operands.sample(1 + m, _SAMPLE_STRIDE, _SAMPLE_RUN) - base)
-        samples[m] = np.sort(delta.view(bits))[::-1].astype(np.int64)
+        samples[m] = delta.view(bits)
     return samples
 
 
-def _window(sample: npt.NDArray[np.int64], share: float, compute: Compute) -> tuple[int, int]:
+def _window(sample: npt.NDArray[Any], share: float, compute: Compute) -> tuple[int, int]:
     """Return the least and the greatest bits between which the border of a share must lie."""
     size = len(sample)
     margin = 4.5 * math.sqrt(size * share * (1 - share)) + 2
     first, last = int(share * size - margin), math.ceil(share * size + margin)
+    bins = _Bins(sample)
     # One less than all ones: the greatest magnitude there is, and it can still be compared.
-    greatest = int(sample[first]) if first >= 0 else (1 << _MAGNITUDE_BITS[compute]) - 2
-    return (int(sample[last]) if last < size else 0), greatest
+    greatest = (1 << _MAGNITUDE_BITS[compute]) - 2
+    if first >= 0:
+        greatest = min(greatest, bins.around(size - 1 - first)[1])
+    return (bins.around(size - 1 - last)[0] if last < size else 0), greatest
+
+
+class _Bins:
+    """Counts magnitude bits by steps of equal width.
+
+    numpy's own selection does not beat this anywhere, and on Zen 4 it takes five times as long.
+    """
+
+    _NUM = 4096
+
+    def __init__(self, bits: npt.NDArray[Any]) -> None:
+        self._least = int(bits.min())
+        span = int(bits.max()) - self._least
+        self._shift = max(0, span.bit_length() - self._NUM.bit_length() + 1)
+        self._upto = np.cumsum(np.bincount((bits - self._least) >> self._shift))
+
+    def around(self, place: int) -> tuple[int, int]:
+        """Return the least and the greatest bits of the step with the element of this place."""
+        step = int(np.searchsorted(self._upto, place, side="right"))
+        least = self._least + (step << self._shift)
+        return least, least + (1 << self._shift) - 1
+
+    def num_below(self, bits: int) -> int:
+        """Return how many elements lie below a step, which begins at ``bits``."""
+        step = (bits - self._least) >> self._shift
+        return int(self._upto[step - 1]) if step else 0
+
+
+def _at_place(bits: npt.NDArray[Any], place: int) -> int:
+    """Return what stands at a place, from 0, when magnitude bits are sorted."""
+    while bits.size > _Bins._NUM:
+        bins = _Bins(bits)
+        least, greatest = bins.around(place)
+        if least == greatest:
+            return least
+        place -= bins.num_below(least)
+        bits = bits[(bits >= least) & (bits <= greatest)]
+    return int(np.partition(bits, place)[place])
 
 
 def _partition(operands: Operands, target: Target) -> Bound:

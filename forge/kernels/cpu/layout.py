@@ -70,6 +70,9 @@ WORK_HEAD: Final = 8
 
 WINDOW_WORDS: Final = 9
 
+WINDOW_SPILL: Final = 16
+"""Elements that the window kernel may write beyond the length of an array."""
+
 DIGIT_BITS: Final = 16
 DIGIT_BINS: Final = 1 << DIGIT_BITS
 
