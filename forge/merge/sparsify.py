@@ -131,9 +131,9 @@ class _Ranked:
     _MOST_COLUMNS = (1 << 16) - 1
     """Beyond that neither counters nor columns fit in 16 bits, and rows are sorted."""
 
-    _LEAST_STEPS = 2
+    _LEAST_STEPS = 4
     _MOST_STEPS = 128
-    _TOGETHER = 1 << 12
+    _TOGETHER = 1 << 10
     """Elements up to which rows are worked on together, so that blocks are long."""
 
     def __init__(
@@ -160,7 +160,7 @@ class _Ranked:
         if self._is_counted:
             # Two buckets for each element.
             steps = min(max(2 * width // STRIPES, self._LEAST_STEPS), self._MOST_STEPS)
-            self._stripe_bits = (steps - 1).bit_length()
+            self._stripe_bits = (int(steps) - 1).bit_length()
             self._together = max(1, self._TOGETHER // width)
             of_rows = 4 * self._together + 14
             counters = 2 * STRIPES * ((1 << self._stripe_bits) + 1)
