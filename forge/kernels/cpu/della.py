@@ -233,35 +233,51 @@ def _place(table, counters, places, width, chances, result, order):
         result[i] = chances[_place_one(table, counters, places, i, order)]
 
 
+def _running_sums(*, writes: bool):
+    """Make what adds the rows of a table to ``lanes``, and may replace each by the sum so far.
+
+    In LLVM's own words, because numba keeps the sums in memory, where each waits for the last.
+    """
+    vector = ir.VectorType(ir.IntType(16), STRIPES)
+
+    @intrinsic
+    def add_rows(typingctx, table, num_steps, lanes):
+        def codegen(context, builder, signature, args):
+            rows = builder.inttoptr(args[0], vector.as_pointer())
+            sums = builder.inttoptr(args[2], vector.as_pointer())
+            total = cgutils.alloca_once_value(builder, builder.load(sums, align=2))
+            with cgutils.for_range(builder, args[1]) as loop:
+                row = builder.gep(rows, [loop.index])
+                upto = builder.add(builder.load(total), builder.load(row, align=2))
+                builder.store(upto, total)
+                if writes:
+                    builder.store(upto, row, align=2)
+            builder.store(builder.load(total), sums, align=2)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return add_rows
+
+
+_add_rows = _running_sums(writes=False)
+_replace_rows = _running_sums(writes=True)
+
+
 @inlined
 def _sum_up(table, lanes, num_steps):
     """Replace counts by how many elements lie in their bucket and below."""
     for lane in range(STRIPES):
         lanes[lane] = np.uint16(0)
-    # Four at once, because a sum that goes through memory waits for its store.
-    for step in range(0, num_steps * STRIPES, 4 * STRIPES):
-        rows = table[step : step + 4 * STRIPES]
-        for lane in range(STRIPES):
-            first = np.uint16(rows[lane] + rows[STRIPES + lane])
-            second = np.uint16(rows[2 * STRIPES + lane] + rows[3 * STRIPES + lane])
-            lanes[lane] = np.uint16(lanes[lane] + np.uint16(first + second))
+    rows = np.int64(table.ctypes.data)
+    sums = np.int64(lanes.ctypes.data)
+    _add_rows(rows, num_steps, sums)
     total = _ZERO
     for lane in range(STRIPES):
         count = np.uint32(lanes[lane])
         lanes[lane] = np.uint16(total)
         total = np.uint32(total + count)
-    for step in range(0, num_steps * STRIPES, 4 * STRIPES):
-        rows = table[step : step + 4 * STRIPES]
-        for lane in range(STRIPES):
-            first = np.uint16(lanes[lane] + rows[lane])
-            second = np.uint16(first + rows[STRIPES + lane])
-            third = np.uint16(second + rows[2 * STRIPES + lane])
-            fourth = np.uint16(third + rows[3 * STRIPES + lane])
-            rows[lane] = first
-            rows[STRIPES + lane] = second
-            rows[2 * STRIPES + lane] = third
-            rows[3 * STRIPES + lane] = fourth
-            lanes[lane] = fourth
+    _replace_rows(rows, num_steps, sums)
 
 
 @inlined
