@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+from forge.checkpoints.disk import start_writing
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import ShardLayout
 
@@ -63,6 +64,14 @@ class GrowingShard:
         if is_complete:
             # A checkpoint can have more shards than a process may have open files.
             self.close()
+
+    def start_writing(self, tensor: TensorInfo) -> None:
+        """Let the system begin to write a tensor that has just been completed.
+
+        Args:
+            tensor: One of the layout's tensors.
+        """
+        start_writing(self.descriptor(), tensor.offset, tensor.nbytes)
 
     def sync(self) -> None:
         """Write what is dirty to the disk."""

@@ -199,6 +199,7 @@ class TensorSink:
         except OSError as error:
             raise self._failed("the journal cannot be written", error) from error
         self._dirty.set()
+        shard.start_writing(tensor)
         shard.mark(tensor)
 
     def commit(
