@@ -139,22 +139,27 @@ class Operands:
         whole = stored[: len(stored) // stride * stride].reshape(-1, stride)
         return _widened(whole[:, :run].reshape(-1), dtype, self.compute)
 
-    def plan(self, kernel: str, *, rows: int, width: int | None = None) -> KernelPass:
+    def plan(
+        self, kernel: str, *, rows: int, width: int | None = None, aside: bool = False
+    ) -> KernelPass:
         """Prepare passes of one kernel over this tensor.
 
         Args:
             kernel: ``module.function`` of a merge kernel.
             rows: Work rows that it needs.
             width: Length of what the kernel takes for a row; the last axis by default.
+            aside: Whether a kernel that is not compiled yet may wait until it is called, because
+                another one is planned before that.
         """
         compute = self.compute
+        load = native.merge_kernel_aside if aside else native.merge_kernel
         views = [np.frombuffer(data, np.uint8) for data in self.inputs]
         inputs = np.array([address_of(view) for view in views], np.int64)
         readers = np.array([reader(dtype, compute) for dtype in self.dtypes], np.int64)
         work = self.workspace.rows(rows, compute)
         return KernelPass(
             operands=self,
-            function=native.merge_kernel(kernel, compute),
+            function=load(kernel, compute),
             head=(
                 address_of(inputs),
                 len(inputs),

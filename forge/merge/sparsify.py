@@ -156,7 +156,7 @@ class _Ranked:
         self._chances = (lowest + step * np.arange(width)).astype(self._pair.compute)
         self._is_counted = self._pair.compute == "float32" and width <= self._MOST_COLUMNS
         kernel = "factors" if self._is_counted else "drop"
-        self._pass = self._pair.plan(f"della.{kernel}", rows=3)
+        self._pass = self._pair.plan(f"della.{kernel}", rows=3, aside=True)
         if self._is_counted:
             # Two buckets for each element.
             steps = min(max(2 * width // STRIPES, self._LEAST_STEPS), self._MOST_STEPS)

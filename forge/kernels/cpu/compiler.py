@@ -7,13 +7,15 @@ settings when the first function is decorated, so every kernel module gets numba
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import llvmlite.binding as llvm
 from numba import config, njit
-from numba.core.codegen import CPUCodeLibrary
+from numba._dynfunc import make_function
+from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
+from numba.core.cpu import CPUContext
 
 config.CPU_NAME = llvm.get_host_cpu_name()
 config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
@@ -28,23 +30,44 @@ reordered = njit(fastmath={"reassoc", "nsz"}, **_INNER)
 
 
 @contextmanager
-def optimizing_only(names: Collection[str]) -> Iterator[None]:
-    """Optimize no function but those of these names, and what they call within them.
+def compiling(entry: str) -> Iterator[None]:
+    """Let numba optimize and generate code for one entry point only.
 
-    numba optimizes and vectorizes every function before it is inlined into its caller, and there
-    again: for a kernel of twenty small functions that is a third of the compilation.
+    numba makes machine code of every function before it inlines it into its caller, and
+    optimizes it there again: for a kernel of forty small functions that is most of the time. Here
+    functions are only translated, and the entry point is optimized with all that it calls. What is
+    compiled meanwhile cannot be called from Python.
 
     Args:
-        names: Names of the entry points, without what qualifies them.
+        entry: Name of the entry point, without what qualifies it.
     """
-    optimize = CPUCodeLibrary._optimize_final_module
 
-    def optimize_entries(library: CPUCodeLibrary) -> None:
-        if library.name.rpartition(".")[2] in names:
-            optimize(library)
+    def optimize(library: CPUCodeLibrary) -> None:
+        if library.name.rpartition(".")[2] == entry:
+            known[CPUCodeLibrary, "_optimize_final_module"](library)
 
-    CPUCodeLibrary._optimize_final_module = optimize_entries
+    def finalize(library: CPUCodeLibrary) -> None:
+        library._finalized = True
+
+    def no_pointer(library: CPUCodeLibrary, name: str) -> int:
+        library._ensure_finalized()
+        return 0
+
+    def executable(context: CPUContext, library: CPUCodeLibrary, fndesc: Any, env: Any) -> Any:
+        # numba tells compiled functions apart by this object.
+        return make_function(fndesc.lookup_module(), fndesc.qualname, "", 0, env, (library,))
+
+    changed: dict[tuple[type, str], Any] = {
+        (CPUCodeLibrary, "_optimize_final_module"): optimize,
+        (CPUCodeLibrary, "_finalize_final_module"): finalize,
+        (JITCodeLibrary, "get_pointer_to_function"): no_pointer,
+        (CPUContext, "get_executable"): executable,
+    }
+    known = {(owner, name): getattr(owner, name) for owner, name in changed}
+    for (owner, name), function in changed.items():
+        setattr(owner, name, function)
     try:
         yield
     finally:
-        CPUCodeLibrary._optimize_final_module = optimize
+        for (owner, name), function in known.items():
+            setattr(owner, name, function)

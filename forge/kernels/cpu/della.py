@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 
 from forge.kernels.cpu.layout import BLOCK, STRIPES
 from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block, words_of
-from forge.kernels.cpu.philox import GROUP, fill
+from forge.kernels.cpu.philox import GROUP, LOWER, UPPER, fill
 from forge.kernels.cpu.selection import magnitude_bits
 
 _RANGE = 4294967296.0
@@ -413,14 +413,14 @@ def _drop_all(result, start, count, key, stream, inverse, work):
     for offset in range(0, count, stride):
         size = min(stride, count - offset)
         lead = (start + offset) % GROUP
-        fill(words, key, stream, start + offset - lead, lead + size, 0)
+        fill(words, key, stream, start + offset - lead, lead + size, UPPER)
         chances = result[offset : offset + size]
         halves = words[lead : lead + size]
         if _is_decided(chances, halves, size):
             _drop(chances, halves, size, inverse)
         else:
             rest = words_of(work, 1)
-            fill(rest, key, stream, start + offset - lead, lead + size, 1)
+            fill(rest, key, stream, start + offset - lead, lead + size, LOWER)
             _drop_exactly(chances, halves, rest[lead : lead + size], size, inverse)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, types
 
-from forge.kernels.cpu.compiler import inlined, optimizing_only
+from forge.kernels.cpu.compiler import compiling, inlined
 from forge.kernels.cpu.layout import BLOCK, UNREACHABLE, Compute
 from forge.kernels.cpu.memory import pointer
 
@@ -78,12 +78,9 @@ def compile_entry(function: Callable[..., object], compute: Compute, *, block: b
         )
 
     word = types.int64
-    with optimizing_only({block_entry.__name__, merge_entry.__name__}):
-        if block:
-            entry = cfunc(types.int64(*[word] * 4))(block_entry)
-        else:
-            entry = cfunc(types.void(*[word] * 17))(merge_entry)
-    return _object_code(function, entry)
+    if block:
+        return _compiled(function, block_entry, types.int64(*[word] * 4))
+    return _compiled(function, merge_entry, types.void(*[word] * 17))
 
 
 def compile_words(function: Callable[..., object], num_words: int) -> Compiled:
@@ -93,18 +90,19 @@ def compile_words(function: Callable[..., object], num_words: int) -> Compiled:
         function: The kernel.
         num_words: How many arguments it takes.
     """
-    signature = types.void(*[types.int64] * num_words)
-    with optimizing_only({function.__name__}):
-        entry = cfunc(signature, nogil=True, error_model="numpy")(function)
-    return _object_code(function, entry)
+    return _compiled(function, function, types.void(*[types.int64] * num_words))
 
 
-def _object_code(function: Callable[..., object], entry: Any) -> Compiled:
-    # The wrapper carries the C calling convention; native_name is numba's internal function.
-    library = entry._library
+def _compiled(
+    function: Callable[..., object], entry: Callable[..., object], signature: Any
+) -> Compiled:
+    with compiling(entry.__name__):
+        callback = cfunc(signature, nogil=True, error_model="numpy")(entry)
+    library = callback._library
     _refuse_foreign_symbols(function.__qualname__, library)
-    _, _, (code, _) = library.serialize_using_object_code()
-    return Compiled(entry._wrapper_name, code, entry)
+    code = library.codegen._tm.emit_object(library._final_module)
+    # The wrapper carries the C calling convention; native_name is numba's internal function.
+    return Compiled(callback._wrapper_name, code, callback)
 
 
 _LIBC = frozenset({"memcpy", "memmove", "memset", "log", "floor"})

@@ -38,6 +38,7 @@ import logging
 import os
 import platform
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -196,8 +197,10 @@ def address(kernel: str, compute: Compute | int) -> int:
         known = _loaded.get((kernel, compute))
         if known is not None:
             return known.address
-        folder = _folder(kernel.rpartition(".")[0].rpartition(".")[0])
-        path = folder / f"{kernel}-{compute}.o" if folder else None
+        path = _object_file(kernel, compute)
+        aside = _aside.pop((kernel, compute), None)
+        if aside is not None:
+            aside.wait()
         stored = _from_cache(path) if path else None
         if stored is None:
             for listener in _listeners:
@@ -218,6 +221,38 @@ def address(kernel: str, compute: Compute | int) -> int:
         return loaded.address
 
 
+_COMPILE: Final = "import sys; from forge.kernels.cpu import native; native.address(*sys.argv[1:])"
+
+_aside: dict[tuple[str, Compute | int], subprocess.Popen[bytes]] = {}
+
+
+def _object_file(kernel: str, compute: Compute | int) -> Path | None:
+    folder = _folder(kernel.rpartition(".")[0].rpartition(".")[0])
+    return folder / f"{kernel}-{compute}.o" if folder else None
+
+
+def _compile_aside(kernel: str, compute: Compute) -> None:
+    """Begin to compile a kernel in another process; ``address`` waits for it.
+
+    numba and LLVM hold locks, so threads would not help. Whatever goes wrong there is met again,
+    and reported, here.
+    """
+    with _lock:
+        path = _object_file(kernel, compute)
+        is_begun = (kernel, compute) in _loaded or (kernel, compute) in _aside
+        if is_begun or path is None or path.exists() or not sys.executable:
+            return
+        for listener in _listeners:
+            listener(kernel)
+        _aside[kernel, compute] = subprocess.Popen(
+            [sys.executable, "-c", _COMPILE, kernel, compute],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
 @cache
 def _prototype(num_words: int) -> Any:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * num_words)
@@ -228,6 +263,12 @@ def merge_kernel(kernel: str, compute: Compute) -> Callable[..., None]:
     """Return a merge kernel as a callable over the addresses of the module docstring."""
     function: Callable[..., None] = _prototype(_MERGE_WORDS)(address(kernel, compute))
     return function
+
+
+def merge_kernel_aside(kernel: str, compute: Compute) -> Callable[..., None]:
+    """As ``merge_kernel``, but what must be compiled is compiled beside what is planned next."""
+    _compile_aside(kernel, compute)
+    return lambda *words: merge_kernel(kernel, compute)(*words)
 
 
 @cache

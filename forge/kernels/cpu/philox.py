@@ -21,6 +21,8 @@ import numpy as np
 
 from forge.kernels.cpu.memory import inlined
 
+UPPER, LOWER = np.uint32(0), np.uint32(1)
+
 GROUP = 128
 """Elements whose random numbers are made together."""
 
@@ -31,7 +33,7 @@ _W1 = np.uint32(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _WORD = np.uint64(32)
 _HALF = np.uint32(16)
-_LOWER = np.uint32(0xFFFF)
+_LOW16 = np.uint32(0xFFFF)
 _TOP = np.uint32(0x80000000)
 
 
@@ -45,7 +47,7 @@ def fill(halves, key, stream, start, count, lower):
         stream: Upper half of its counter.
         start: First element, a multiple of ``GROUP``.
         count: Number of elements.
-        lower: 1 for the lower halves, 0 for the upper ones.
+        lower: ``LOWER`` or ``UPPER``; numba compiles the function anew for each plain constant.
     """
     key0 = np.uint32(np.uint64(key) & _LOW)
     key1 = np.uint32(np.uint64(key) >> _WORD)
@@ -55,9 +57,7 @@ def fill(halves, key, stream, start, count, lower):
     for group in range((count + GROUP - 1) // GROUP):
         origin = group * GROUP
         counter = first + np.uint64(group << 4)
-        counter1 = np.uint32(counter >> _WORD)
-        if lower:
-            counter1 |= _TOP
+        counter1 = np.uint32(np.uint32(counter >> _WORD) | np.uint32(np.uint32(lower) * _TOP))
         low = np.uint32(counter & _LOW)
         for lane in range(16):
             # A group holds 16 aligned counters, so the low half cannot carry.
@@ -77,11 +77,11 @@ def fill(halves, key, stream, start, count, lower):
                 c3 = np.uint32(product0 & _LOW)
                 k0 = np.uint32(k0 + _W0)
                 k1 = np.uint32(k1 + _W1)
-            halves[origin + lane] = c0 & _LOWER
+            halves[origin + lane] = c0 & _LOW16
             halves[origin + 16 + lane] = c0 >> _HALF
-            halves[origin + 32 + lane] = c1 & _LOWER
+            halves[origin + 32 + lane] = c1 & _LOW16
             halves[origin + 48 + lane] = c1 >> _HALF
-            halves[origin + 64 + lane] = c2 & _LOWER
+            halves[origin + 64 + lane] = c2 & _LOW16
             halves[origin + 80 + lane] = c2 >> _HALF
-            halves[origin + 96 + lane] = c3 & _LOWER
+            halves[origin + 96 + lane] = c3 & _LOW16
             halves[origin + 112 + lane] = c3 >> _HALF

@@ -35,7 +35,7 @@ from forge.kernels.cpu.layout import (
     WORK_HEAD,
 )
 from forge.kernels.cpu.memory import inlined, read_block, wide, words_of, write_block
-from forge.kernels.cpu.philox import fill
+from forge.kernels.cpu.philox import LOWER, UPPER, fill
 from forge.kernels.cpu.reductions import absolute_sum, quick_dot
 from forge.kernels.cpu.selection import drop_inside, keep_inside
 
@@ -49,7 +49,7 @@ def _drop(x, factors, size, position, counts, at, work):
     kept = np.int32(0)
     threshold = counts[at + 3]
     halves = words_of(work, WORDS)
-    fill(halves, counts[at + 1], counts[at + 2], position, size, 0)
+    fill(halves, counts[at + 1], counts[at + 2], position, size, UPPER)
     border = np.uint32(threshold >> 16)
     undecided = np.int32(0)
     if threshold & 0xFFFF:
@@ -62,7 +62,7 @@ def _drop(x, factors, size, position, counts, at, work):
             kept += np.int32(keep)
         return kept
     lower = words_of(work, TOTAL)  # the sums come later
-    fill(lower, counts[at + 1], counts[at + 2], position, size, 1)
+    fill(lower, counts[at + 1], counts[at + 2], position, size, LOWER)
     below = np.uint32(threshold)  # has lower bits, so it is less than 2**32
     for i in range(size):
         keep = np.uint32(np.uint32(halves[i] << _HALF) | lower[i]) < below
