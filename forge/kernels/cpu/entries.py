@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +95,22 @@ def compile_words(function: Callable[..., object], num_words: int) -> Compiled:
     return _compiled(function, function, types.void(*[types.int64] * num_words))
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for garbage: numba makes none, but objects enough to look often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _compiled(
     function: Callable[..., object], entry: Callable[..., object], signature: Any
 ) -> Compiled:
-    with compiling(entry.__name__):
+    with _without_collector(), compiling(entry.__name__):
         callback = cfunc(signature, nogil=True, error_model="numpy")(entry)
     library = callback._library
     _refuse_foreign_symbols(function.__qualname__, library)
