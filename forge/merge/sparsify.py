@@ -192,7 +192,8 @@ class _Ranked:
 
     def _magnitudes(self, start: int, count: int) -> npt.NDArray[Any]:
         base, model = (self._pair.values(index, start, count) for index in (0, 1))
-        return np.abs(model - base).reshape(-1, self._width)
+        magnitudes: npt.NDArray[Any] = np.abs(model - base).reshape(-1, self._width)
+        return magnitudes
 
     def _order_of_singles(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Return the columns of each row by rank. Magnitude and column fit in one key."""

@@ -15,8 +15,8 @@ Magnitudes of a row spread over few octaves around their mean, but for outliers.
 cover eight octaves at most, and what lies outside is put into the outermost two, and listed.
 Zeros have a bucket of their own.
 
-The counters are striped: bucket ``b`` of ``64·S`` is counter ``64·(b mod S) + ⌊b/S⌋``, so that their
-prefix sums are sums of whole vectors. Imported only to compile.
+The counters are striped: bucket ``b`` of ``64·S`` is counter ``64·(b mod S) + ⌊b/S⌋``, so that
+their prefix sums are sums of whole vectors. Imported only to compile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from forge.kernels.cpu.layout import BLOCK, STRIPES
-from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block, words_of
+from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block, shifted, words_of
 from forge.kernels.cpu.philox import GROUP, LOWER, UPPER, fill
 from forge.kernels.cpu.selection import magnitude_bits
 
@@ -49,16 +49,6 @@ _INSERTED = 24
 """Elements up to which a bucket is sorted by insertion."""
 _MARK_LANES = 16
 _STRIPES = np.uint32(STRIPES)
-
-
-@intrinsic
-def _shifted(typingctx, value, amount):
-    """Shift 32 bits right. numba's own shift widens to 64, which takes twice the vectors."""
-
-    def codegen(context, builder, signature, args):
-        return builder.lshr(args[0], args[1])
-
-    return types.uint32(types.uint32, types.uint32), codegen
 
 
 @intrinsic
@@ -154,7 +144,7 @@ def _window(magnitudes, width, num_buckets):
         magnitude = magnitudes[i]
         greatest = max(greatest, magnitude)
         below = min(below, np.uint32(magnitude - _ONE))  # 0 wraps around and does not count
-        total = np.uint32(total + _shifted(magnitude, _SIXTEEN))
+        total = np.uint32(total + shifted(magnitude, _SIXTEEN))
         num_zeros = np.uint32(num_zeros + np.uint32(magnitude == _ZERO))
     # The divisor is 0 where all are, and then nothing depends on the window.
     mean = (np.int64(total) << 16) // max(width - np.int64(num_zeros), 1)
@@ -179,10 +169,10 @@ def _assign(magnitudes, width, marks, counters, stripe_bits):
         inside = np.uint32(min(max(magnitude, first), last))
         height = np.uint32(inside - first)
         is_counted = np.uint32(magnitude != _ZERO)
-        bucket = np.uint32(_shifted(height, shift) + is_counted)
+        bucket = np.uint32(shifted(height, shift) + is_counted)
         marks[i] = np.uint32(height & low) | np.uint32(np.uint32(inside ^ magnitude) * is_counted)
         counter = np.uint32(np.uint32(bucket & step_mask) * _STRIPES)
-        counters[i] = np.uint16(np.uint32(counter + _shifted(bucket, step_shift)))
+        counters[i] = np.uint16(np.uint32(counter + shifted(bucket, step_shift)))
 
 
 @inlined
@@ -364,9 +354,7 @@ def _rank(magnitudes, width, by_rank, scratch, stripe_bits, result):
     num_listed = _list_marked(marks, width, listed)
     _place(table, counters, places, width, chances, result, order)
     if num_listed > 0:
-        _mend(
-            magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result
-        )
+        _mend(magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result)
 
 
 @inlined
@@ -402,7 +390,6 @@ def _drop_exactly(chances, halves, lower, size, inverse):
         kept = one / p if inverse else one
         word = np.float64(np.uint32(np.uint32(halves[i] << _HALF) | lower[i]))
         chances[i] = kept if word < np.float64(p) * _RANGE else zero
-
 
 
 @inlined
