@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numba import carray
 
 from forge.kernels.cpu.compiler import reordered
 from forge.kernels.cpu.layout import (
@@ -34,7 +35,7 @@ from forge.kernels.cpu.layout import (
     WORDS,
     WORK_HEAD,
 )
-from forge.kernels.cpu.memory import inlined, read_block, wide, words_of, write_block
+from forge.kernels.cpu.memory import inlined, pointer, read_block, wide, words_of, write_block
 from forge.kernels.cpu.philox import LOWER, UPPER, fill
 from forge.kernels.cpu.reductions import absolute_sum, quick_dot
 from forge.kernels.cpu.selection import drop_inside, keep_inside
@@ -129,11 +130,14 @@ def _sparsifier(kind: str) -> Callable[..., object]:
             at = 3 + 2 * models + SETTINGS * m
             if counts[at] == DENSE:
                 continue
+            scales = work[WORDS]
             if is_scaled and counts[at] == SCALED:
-                read_block(readers[factors], inputs[factors], offset, size, work, WORDS)
+                # They are of the work type, so nothing need be read into a row.
+                address = inputs[factors] + offset * work.itemsize
+                scales = carray(pointer(address), BLOCK, work.dtype)
                 factors += 1
             x = work[WORK_HEAD + m]
-            kept = sparsify(x, work[WORDS], size, position, counts, at, work)
+            kept = sparsify(x, scales, size, position, counts, at, work)
             counts[3 + models + m] += kept
 
     return sparsify_all
