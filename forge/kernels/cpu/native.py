@@ -244,13 +244,16 @@ def _compile_aside(kernel: str, compute: Compute) -> None:
             return
         for listener in _listeners:
             listener(kernel)
-        _aside[kernel, compute] = subprocess.Popen(
-            [sys.executable, "-c", _COMPILE, kernel, compute],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        try:
+            _aside[kernel, compute] = subprocess.Popen(
+                [sys.executable, "-c", _COMPILE, kernel, compute],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            log.debug("no process to compile %s: %s", kernel, error)
 
 
 @cache
