@@ -113,15 +113,15 @@ def _combine_kernel(num_models: int) -> Callable[..., object]:
     """Make ``combine`` for a number of models that is unrolled, or for any number (0)."""
 
     @inlined
-    def sum_unrolled(rows, total, size, params):
+    def sum_unrolled(rows, total, size, params, factor):
         for i in range(size):
             summed = 0.0
             for m in range(num_models):
                 summed += params[m] * np.float64(rows[m, i])
-            total[i] = summed
+            total[i] = summed * factor
 
     @inlined
-    def sum_rows(rows, total, size, params):
+    def sum_rows(rows, total, size, params, factor):
         for i in range(size):
             total[i] = 0.0
         for m in range(len(params) - 1):
@@ -129,6 +129,8 @@ def _combine_kernel(num_models: int) -> Callable[..., object]:
             coefficient = params[m]
             for i in range(size):
                 total[i] += coefficient * np.float64(x[i])
+        for i in range(size):
+            total[i] *= factor
 
     add = sum_unrolled if num_models else sum_rows
 
@@ -142,10 +144,7 @@ def _combine_kernel(num_models: int) -> Callable[..., object]:
         for offset in range(0, count, BLOCK):
             size = min(BLOCK, count - offset)
             _read_all(inputs, readers, has_base, start + offset, size, counts, work)
-            add(work[has_base:num_inputs], total, size, params)
-            if factor != 1.0:
-                for i in range(size):
-                    total[i] *= factor
+            add(work[has_base:num_inputs], total, size, params, factor)
             if has_base:
                 base = work[0]
                 for i in range(size):
