@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forge.core.dtypes import DTYPES
 from forge.kernels.cpu.layout import BAND, DENSE, DROP, SCALED, STRIPES
 from forge.kernels.operands import Operands, address_of
 from forge.kernels.selection import NOTHING, Target, task_vector_bounds
@@ -132,7 +133,7 @@ class _Ranked:
     """Beyond that neither counters nor columns fit in 16 bits, and rows are sorted."""
 
     _LEAST_STEPS = 4
-    _MOST_STEPS = 128
+    _MOST_STEPS = 256
     _TOGETHER = 1 << 10
     """Elements up to which rows are worked on together, so that blocks are long."""
 
@@ -158,9 +159,13 @@ class _Ranked:
         kernel = "factors" if self._is_counted else "drop"
         self._pass = self._pair.plan(f"della.{kernel}", rows=3, aside=True)
         if self._is_counted:
-            # Two buckets for each element.
-            steps = min(max(2 * width // STRIPES, self._LEAST_STEPS), self._MOST_STEPS)
-            self._stripe_bits = (int(steps) - 1).bit_length()
+            # Differences of 16-bit numbers mostly equal all others in their bucket. Those of
+            # float32 never do, and more buckets are cheaper than putting shared ones in order.
+            is_coarse = all(DTYPES[dtype].itemsize == 2 for dtype in self._pair.dtypes)
+            buckets = width * (2 if is_coarse else 8)
+            most = self._MOST_STEPS if is_coarse else 2 * self._MOST_STEPS
+            steps = min(max(buckets // STRIPES, self._LEAST_STEPS), most)
+            self._stripe_bits = (steps - 1).bit_length()
             self._together = max(1, self._TOGETHER // width)
             of_rows = 4 * self._together + 14
             counters = 2 * STRIPES * ((1 << self._stripe_bits) + 1)
