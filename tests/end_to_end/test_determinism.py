@@ -196,11 +196,12 @@ def test_ten_kills(tmp_path: Path) -> None:
             time.sleep(chance.uniform(0, 0.003))
         process.kill()
         process.communicate()
-        kept = num_finished(out)
+        # A process may die when all is done, with its output in place.
+        kept = num_tensors if out.exists() else max(num_finished(out), 0)
         again = finish(start([*arguments, out], cwd=tmp_path))
         assert again.code == 0, (seed, kill, again)
         report = json.loads(again.stdout)
-        assert report["resumed_tensors"] <= max(kept, 0) or process.returncode == 0, (seed, kill)
+        assert report["resumed_tensors"] <= kept, (seed, kill)
         if process.returncode:
             resumed.append(report["resumed_tensors"])
         assert weight_digests(out) == expected, (seed, kill)
