@@ -16,7 +16,10 @@ SURFACE = {
     "tokens: 'int' = 4096, device: 'str' = 'cpu', dtype: 'str | None' = None, "
     "threads: 'int | None' = None, results: 'Path | None' = None, "
     "progress: 'Progress | None' = None) -> 'DivergenceRecord'",
-    "evaluate": "(models: 'Sequence[str]', *, selection: 'Selection', results: 'Path', "
+    "evaluate": "(models: 'Sequence[str | Path]', *, suite: 'str | Suite', "
+    "data_dir: 'Path | str | None' = None, tasks: 'Sequence[str] | None' = None, "
+    "seeds: 'Sequence[int] | None' = None, quick: 'int | None' = None, "
+    "skip_missing: 'bool' = False, results: 'Path | str' = PosixPath('reports/results.db'), "
     "settings: 'LocalSettings | None' = None, apis: 'Sequence[ApiModel]' = (), "
     "ensembles: 'Sequence[Ensemble]' = (), labels: 'Mapping[str, str] | None' = None, "
     "progress: 'Progress | None' = None) -> 'EvaluationRun'",

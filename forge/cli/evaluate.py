@@ -51,6 +51,10 @@ def _named(
     "--data-dir", metavar="DIR", type=click.Path(path_type=Path),
     help="Files that replace the suite's data sets on the Hub.",
 )  # fmt: skip
+@click.option(
+    "--skip-missing", is_flag=True,
+    help="Leave out tasks whose file is not in DIR; averages are then over the others.",
+)  # fmt: skip
 @click.option("--tasks", metavar="A,B", callback=_words, help="Tasks.  [default: all]")
 @click.option(
     "--seeds", metavar="1,2,3", callback=_numbers, help="Sets of examples.  [default: all]"
@@ -124,6 +128,7 @@ def command(
     models: tuple[str, ...],
     suite: str | None,
     data_dir: Path | None,
+    skip_missing: bool,
     tasks: tuple[str, ...],
     seeds: tuple[int, ...],
     quick: int | None,
@@ -158,8 +163,8 @@ def command(
         raise click.UsageError("--api and --api-model belong together.", ctx)
     if not models and not api_models:
         raise click.UsageError("Name a MODEL, or one behind --api.", ctx)
+    from forge.api import evaluate
     from forge.cli.evaluate_text import run_json, run_text
-    from forge.evaluate.run import evaluate_models
     from forge.evaluate.subjects import LocalSettings
 
     settings = LocalSettings(device, dtype, threads, batch_tokens, truncate, chat)
@@ -176,8 +181,9 @@ def command(
                 settings=settings, labels=labels, progress=progress,
             )  # fmt: skip
         else:
-            run = evaluate_models(
-                models, suite=suite, data_dir=data_dir, tasks=tasks or None, seeds=seeds or None,
+            run = evaluate(
+                models, suite=suite, data_dir=data_dir, skip_missing=skip_missing,
+                tasks=tasks or None, seeds=seeds or None,
                 quick=quick, results=results, settings=settings,
                 apis=[_api(api or "", name, api_kind, api_key_env, labels) for name in api_models],
                 ensembles=_ensembles(ensembles),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from forge import api
 from forge.cli import console
 from forge.cli.options import RESUMABLE_KEY, debug_option, json_option
 from forge.cli.profile_progress import open_turn_progress
@@ -98,13 +99,12 @@ def command(
     Complete settings are kept: the same command goes on where it was stopped.
     """
     from forge.cli.profile_text import profiles_json, profiles_text
-    from forge.profile.run import profile_models
     from forge.profile.setting import Effort
 
     ctx.meta[RESUMABLE_KEY] = True
     progress = open_turn_progress(quiet=quiet)
     try:
-        found = profile_models(
+        found = api.profile(
             models,
             results=results,
             baseline=baseline,

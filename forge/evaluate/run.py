@@ -77,6 +77,7 @@ def evaluate_models(
     tasks: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     quick: int | None = None,
+    skip_missing: bool = False,
     results: Path | str = RESULTS,
     settings: LocalSettings | None = None,
     apis: Sequence[ApiModel] = (),
@@ -93,6 +94,8 @@ def evaluate_models(
         tasks: Names of tasks; ``None`` for all.
         seeds: Sets of examples; ``None`` for all.
         quick: Questions of each task; ``None`` for all.
+        skip_missing: Whether tasks whose file is not in ``data_dir`` are left out, which
+            ``progress`` is told.
         results: The results file; made where it does not exist.
         settings: How models on this machine are run.
         apis: Models behind an API.
@@ -116,8 +119,10 @@ def evaluate_models(
         None if seeds is None else tuple(seeds),
         quick,
         None if data_dir is None else Path(data_dir),
+        skip_missing,
     )
-    selection.chosen_tasks()
+    if (notice := selection.available().notice) is not None:
+        hear.notice(notice)
     with open_results(Path(results)) as store:
         named = with_labels([str(model) for model in models], labels or {})
         subjects = [local_subject(text, settings, label=label) for text, label in named]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from forge.core.catalog import did_you_mean
 from forge.core.errors import EvaluationError
 from forge.evaluate.prepare import PreparedTask, prepare_task
 from forge.evaluate.prompts import Chat
+from forge.evaluate.task_data import Availability, check_data
 from forge.evaluate.task_spec import Suite, TaskSpec
 
 
@@ -61,6 +62,7 @@ class Selection:
         seeds: Sets of examples; ``None`` for all.
         quick: Items of each task; ``None`` for all.
         data_dir: Folder with the files that replace the Hub, or ``None``.
+        skip_missing: Whether tasks whose file is not in that folder are left out.
     """
 
     suite: Suite
@@ -68,6 +70,7 @@ class Selection:
     seeds: tuple[int, ...] | None = None
     quick: int | None = None
     data_dir: Path | None = None
+    skip_missing: bool = False
 
     def chosen_tasks(self) -> tuple[TaskSpec, ...]:
         """Return the tasks, in the suite's order.
@@ -86,6 +89,16 @@ class Selection:
             task for task in self.suite.tasks if self.tasks is None or task.name in self.tasks
         )
 
+    def available(self) -> Availability:
+        """Return the chosen tasks for which there is data, and what the others lack.
+
+        Raises:
+            EvaluationError: A name is none of the suite's; there is no such folder; files are
+                missing and may not be.
+        """
+        chosen = replace(self.suite, tasks=self.chosen_tasks())
+        return check_data(chosen, data_dir=self.data_dir, skip_missing=self.skip_missing)
+
     def prepare(self, chat: Chat | None) -> tuple[PreparedTask, ...]:
         """Return the tasks ready to be asked, each with each set of examples.
 
@@ -94,7 +107,7 @@ class Selection:
         """
         return tuple(
             prepare_task(task, seed=seed, data_dir=self.data_dir, quick=self.quick, chat=chat)
-            for task in self.chosen_tasks()
+            for task in self.available().tasks
             for seed in self._seeds()
         )
 

@@ -24,6 +24,7 @@ from forge.runtime import any_model
 from forge.runtime.any_model import load_any
 from tests.cli.process import environment
 from tests.evaluate.api_server import Served, serving
+from tests.evaluate.tiny_data import write_medical
 from tests.evaluate.tiny_suite import write_model, write_suite
 
 FIRST, SECOND, WORDS, SEEDS = 6, 4, 3, 2
@@ -391,3 +392,32 @@ def test_chat_prompts_go_through_the_template(place: Path) -> None:
 def test_nothing_to_evaluate(place: Path) -> None:
     with pytest.raises(EvaluationError, match="There is no model to evaluate"):
         evaluate_models([], suite=str(place / "suite" / "tiny.yaml"), results=place / "r.db")
+
+
+class Heard(Silence):
+    """Keeps the notices."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def test_missing_data_is_refused_or_said_and_never_averaged_over(place: Path) -> None:
+    data = write_medical(place / "data", five_options=False)
+
+    def evaluate(*, skip_missing: bool, progress: Heard) -> EvaluationRun:
+        return evaluate_models(
+            [place / "a"], suite="medical", data_dir=data, quick=2, seeds=(1,),
+            tasks=("mmlu_anatomy", "medqa_5_options"), skip_missing=skip_missing,
+            results=place / "results.db", settings=LocalSettings(truncate=True), progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(EvaluationError, match=r"medqa_5options.*\n.*--skip-missing"):
+        evaluate(skip_missing=False, progress=Heard())
+    heard = Heard()
+    found = evaluate(skip_missing=True, progress=heard)
+    assert [record.task for record in found.evaluations] == ["mmlu_anatomy"]
+    assert found.summaries[0].absent == ("medqa_5_options",)
+    assert "Left out for lack of data: medqa_5_options." in " ".join(heard.notices)
