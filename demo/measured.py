@@ -16,6 +16,7 @@ REPORT = Path("reports/demo")
 SUITE = "demo"
 # The demonstration must not take long; a release deserves the defaults, which are longer.
 PROFILE = ("--prompt-tokens", "128", "--new-tokens", "16", "--rounds", "3", "--samples", "1")
+DIVERGENCE = ("--tokens", "1024")
 
 NOTE = (
     "Some seventy questions cannot tell such models apart, and the report says so instead of",
@@ -56,7 +57,7 @@ def measure(
     say("forge divergence: each model against the one that it was made from")
     pairs = [(merge, parents[0]) for merge in merges] + [(variant, source) for variant in variants]
     for model, against in pairs:
-        forge("divergence", str(model), "--against", str(against), *results)
+        forge("divergence", str(model), "--against", str(against), *results, *DIVERGENCE)
     say("forge report")
     title = "SmolLM2-135M, merged and quantized"
     return forge("report", *results, "--out", str(REPORT), "--suite", SUITE, "--title", title)
