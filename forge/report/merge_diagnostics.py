@@ -31,9 +31,21 @@ def merge_diagnostics(label: str, method: str | None, manifest: Json | None) -> 
     ]
     if not measured:
         return None
-    names = tuple(public_name(str(name)) for name in _list(manifest.get("models")))
     width = max(len(layer.norms) for layer in measured)
-    return Merge(label, method or "", names, pairs(width), tuple(measured))
+    return Merge(label, method or "", _inputs(manifest, width), pairs(width), tuple(measured))
+
+
+def _inputs(manifest: Json, width: int) -> tuple[str, ...]:
+    """Name what was measured: task vectors of the models, or all models, the base first."""
+    names = tuple(public_name(str(name)) for name in _list(manifest.get("models")))
+    inputs = [entry for entry in _list(manifest.get("inputs")) if isinstance(entry, Mapping)]
+    bases = [public_name(str(each.get("model"))) for each in inputs if each.get("role") == "base"]
+    if len(names) + len(bases[:1]) == width:
+        # What turns one model into another, as slerp does, has no task vectors.
+        return (*bases[:1], *names)
+    if len(names) >= width:
+        return names
+    return (*names, *(f"input {number + 1}" for number in range(len(names), width)))
 
 
 def _layer(row: Json) -> MergeLayer:

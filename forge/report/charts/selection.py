@@ -257,7 +257,7 @@ def _reliability(comparison: Comparison, width: float) -> Group:
 def _merges(comparison: Comparison, width: float) -> Group:
     drawings: list[Drawing] = []
     for found in comparison.merges:
-        panels = _merge_panels(found)
+        panels = merge_panels(found)
         if panels:
             drawings.append(
                 layer_panels(
@@ -270,7 +270,12 @@ def _merges(comparison: Comparison, width: float) -> Group:
     return tuple(drawings) or "No model here is a merge that recorded what it measured."
 
 
-def _merge_panels(merge: Merge) -> list[LayerPanel]:
+def merge_panels(merge: Merge) -> list[LayerPanel]:
+    """Return what a merge measured over its layers: conflicts, angles, norms; what there is.
+
+    Args:
+        merge: Its diagnostics.
+    """
     layers = [layer for layer in merge.layers if layer.layer is not None]
     numbers = tuple(layer.layer for layer in layers if layer.layer is not None)
     panels = []
