@@ -8,7 +8,9 @@
 3. Of the candidates the one that needs least memory is released; of those within a percent of it,
    the fastest; then the most accurate.
 
-A model that is undecided is no candidate: absence of evidence is not evidence of equality.
+A model that is undecided is no candidate: absence of evidence is not evidence of equality. That
+holds for the leader too: a variant that happens to be ahead, and is not shown to be as good as what it
+was made from, is luck until more items say otherwise, and then nothing is recommended.
 """
 
 from __future__ import annotations
@@ -63,6 +65,10 @@ def recommend(
         for label, found in differences.items()
         if label in scores and found is not None and found.verdict in ("superior", "non-inferior")
     ]
+    source = _source_of(leader, lineup)
+    doubted = None if source is None else against(leader, source)
+    if source is not None and doubted is not None and doubted.verdict == "inconclusive":
+        return _undecided(leader, source, scores, differences, margin=margin)
     candidates = [label for label in local if label == leader or label in close]
     chosen = _smallest(candidates, scores, lineup, pareto)
     return Recommendation(
@@ -73,6 +79,33 @@ def recommend(
             _about_candidates(close, leader, margin=margin),
             *_about_others(differences, scores, margin=margin),
             *_about_choice(chosen, candidates, lineup, pareto),
+        ),
+        leader=leader,
+    )
+
+
+def _source_of(label: str, lineup: Lineup) -> str | None:
+    baseline = next(entry.baseline for entry in lineup.entries if entry.label == label)
+    return None if baseline is None else lineup.label_of(baseline)
+
+
+def _undecided(
+    leader: str,
+    source: str,
+    scores: Mapping[str, float],
+    differences: Mapping[str, Difference | None],
+    *,
+    margin: float,
+) -> Recommendation:
+    return Recommendation(
+        model=None,
+        headline="No recommendation: the items do not suffice to choose",
+        reasons=(
+            f"{leader} is ahead with {figures.percent(scores[leader])} % over all items, but is "
+            f"not shown to be within {figures.percent(margin)} points of {source}, which it was "
+            "made from.",
+            *_about_others(differences, scores, margin=margin),
+            "Evaluate on more items; the verdicts below say about how many would decide.",
         ),
         leader=leader,
     )

@@ -141,6 +141,26 @@ def test_nothing_is_recommended_from_a_margin_that_the_items_cannot_show(planted
     assert verdict_of(found, world.SAME).kind == "undecided"
 
 
+def test_a_variant_that_is_ahead_by_luck_is_not_recommended(tmp_path: Path) -> None:
+    path = tmp_path / "results.db"
+    with open_results(path) as store:
+        source = world.add_model(store, "source")
+        lucky = world.add_model(
+            store,
+            "lucky",
+            manifest=world.quantize_manifest("source", method="awq", format_name="x"),
+        )
+        world.add_asked(store, source, world.Asked(frozenset(world.RIGHT)))
+        # 40 gained and 36 lost of 400: ahead, and anything may be true.
+        right = frozenset(world.RIGHT) - set(range(36)) | set(range(300, 340))
+        world.add_asked(store, lucky, world.Asked(right))
+    found = compare(path, margin=0.01)
+    assert found.recommendation.leader == "lucky"
+    assert found.recommendation.model is None
+    assert found.recommendation.headline.startswith("No recommendation")
+    assert not any(verdict.recommended for verdict in found.verdicts)
+
+
 def test_daggers_stand_only_where_the_statistics_carry_them(comparison: Comparison) -> None:
     table = comparison.tables[0]
     for row in table.rows:
