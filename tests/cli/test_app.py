@@ -45,7 +45,7 @@ def test_version(capsys: Capture) -> None:
         (
             ["zzz"],
             "There is no command 'zzz'. Choose from: merge, check, methods, quantize, convert, "
-            "generate, inspect, verify, diff.",
+            "generate, profile, eval, divergence, report, lint, results, inspect, verify, diff.",
             "forge",
         ),
         (["verify"], "Missing argument 'DIR'.", "forge verify"),
