@@ -48,12 +48,13 @@ def test_each_made_model_is_held_against_what_it_was_made_from() -> None:
 
 
 def test_every_command_is_one_that_forge_has() -> None:
-    context = click.Context(app)
+    # With its settings: a command remembers the help option of the first context that it meets.
+    context = click.Context(app, **app.context_settings)
     for verb, *arguments in commands():
         command = app.get_command(context, verb)
         assert command is not None
         # Parses every option and argument, and runs nothing.
-        command.make_context(verb, list(arguments))
+        command.make_context(verb, list(arguments), parent=context)
     assert load_suite(measured.SUITE).tasks
 
 
