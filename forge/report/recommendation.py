@@ -9,8 +9,8 @@
    the fastest; then the most accurate.
 
 A model that is undecided is no candidate: absence of evidence is not evidence of equality. That
-holds for the leader too: a variant that happens to be ahead, and is not shown to be as good as what it
-was made from, is luck until more items say otherwise, and then nothing is recommended.
+holds for the leader too: a variant that happens to be ahead, and is not shown to be as good as what
+it was made from, is luck until more items say otherwise, and then nothing is recommended.
 """
 
 from __future__ import annotations
