@@ -139,8 +139,8 @@ def _evaluate(model: Path, tokens_BT: Tokens, out: Path) -> dict[str, object]:
     from transformers import AutoModelForCausalLM
 
     from forge.evaluate.divergence import compare, predict
-    from forge.quantize.catalog import load_format
-    from forge.quantize.contract import Scheme
+    from forge.formats.catalog import load_format
+    from forge.formats.contract import Scheme
     from forge.quantize.methods.rtn import dequantize, quantize_rtn
 
     scheme = Scheme(4, GROUP_SIZE)

@@ -221,7 +221,8 @@ def load_quantize_recipe(
     Raises:
         RecipeError: There is no such recipe, or it is wrong; the message lists every problem.
     """
-    from forge.quantize.catalog import FORMATS, QUANT_METHODS
+    from forge.formats.catalog import FORMATS
+    from forge.quantize.catalog import QUANT_METHODS
     from forge.recipes.quantize_recipe import Choices, find_quantize_recipe, load_quantize_recipe
 
     path = None if config is None else find_quantize_recipe(str(config))

@@ -30,10 +30,10 @@ from forge.core.errors import (
     Problem,
     RecipeError,
 )
+from forge.formats.catalog import format_row, load_format
+from forge.formats.contract import Scheme
 from forge.quantize.awq.plan import planned_changes
 from forge.quantize.calibration.tokenizer import check_tokenizer
-from forge.quantize.catalog import format_row, load_format
-from forge.quantize.contract import Scheme
 from forge.quantize.plan import QuantizePlan, build_plan, output_folders
 from forge.recipes.quantize_types import CalibrationRecipe, QuantizeRecipe
 

@@ -20,8 +20,8 @@ from forge.checkpoints.layout import PlannedTensor
 from forge.checkpoints.quantized import quantization_of
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.catalog import FormatRow, LayoutFormat, format_row, identify, load_format
-from forge.quantize.contract import Part, Scheme
+from forge.formats.catalog import FormatRow, format_row, identify, load_format
+from forge.formats.contract import LayoutFormat, Part, Scheme
 
 CONVERTIBLE: Final = ("gemm", "gemv", "gemv_fast", "compressed-tensors", "gptq")
 """Words for the layouts that one can convert to."""

@@ -28,7 +28,7 @@ from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.progress import Progress, Silence
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.catalog import load_format
+from forge.formats.catalog import load_format
 from forge.quantize.conversion import Conversion, ConvertedLayer, plan_conversion
 from forge.quantize.conversion_outputs import convert_manifest, sidecars_of
 from forge.quantize.workers import run_all

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.architectures.blocks import Linear
-from forge.quantize.catalog import LayoutFormat, format_row, load_format
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
-from forge.quantize.formats import bnb_4bit, bnb_int8
-from forge.quantize.raw_weight import RawWeight
+from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.catalog import format_row, load_format
+from forge.formats.contract import LayoutFormat, Part, QuantizedWeight, Scheme
+from forge.formats.raw_weight import RawWeight
 from forge.recipes.quantize_types import Variant
 
 Emit = Callable[[str, int, "npt.NDArray[np.generic]"], None]

@@ -20,8 +20,9 @@ from forge.checkpoints.companions import (
     read_tokenizer_files,
 )
 from forge.checkpoints.sidecars import config_file, merged_config
+from forge.formats.catalog import format_row
 from forge.quantize.calibration.stored import TOKENS_FILE, dump_tokens
-from forge.quantize.catalog import format_row, method_row
+from forge.quantize.catalog import method_row
 from forge.quantize.plan import PlannedOutput
 from forge.recipes.document import dump_yaml
 from forge.recipes.quantize_types import QuantizeRecipe, Variant

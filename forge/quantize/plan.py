@@ -24,9 +24,9 @@ from forge.checkpoints.layout import PlannedTensor
 from forge.checkpoints.quantized import quantization_of
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError, OutputError
-from forge.quantize.contract import Part
+from forge.formats.contract import Part
+from forge.formats.raw_weight import KINDS
 from forge.quantize.layouts import Layout
-from forge.quantize.raw_weight import KINDS
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 
 if TYPE_CHECKING:

@@ -27,14 +27,15 @@ from forge.checkpoints.hashing import FileRecord, checksum_of, record_safetensor
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.errors import NonFiniteError
+from forge.formats.bnb_4bit import mean_of_blocks
+from forge.formats.contract import QuantizedWeight
+from forge.formats.raw_weight import KINDS, RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
-from forge.quantize.contract import PlainTensor, QuantizedWeight
-from forge.quantize.formats.bnb_4bit import mean_of_blocks
+from forge.quantize.contract import PlainTensor
 from forge.quantize.layouts import scheme_of
 from forge.quantize.methods.rtn import quantize_rtn
 from forge.quantize.plan import QuantizePlan
-from forge.quantize.raw_weight import KINDS, RawWeight
 from forge.quantize.writing import MODULE_KEY, OutputWriter
 
 COPIED: Final = "copied"

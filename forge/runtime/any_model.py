@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import CheckpointError, IncompatibleError, MissingExtraError
-from forge.quantize.catalog import identify
+from forge.formats.catalog import identify
 from forge.recipes.reference import ModelReference
 
 if TYPE_CHECKING:

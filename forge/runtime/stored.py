@@ -20,9 +20,9 @@ import numpy.typing as npt
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.catalog import FORMATS, LayoutFormat, identify, load_format
-from forge.quantize.contract import Part, Scheme
-from forge.quantize.formats import bnb_4bit, bnb_int8
+from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.catalog import FORMATS, identify, load_format
+from forge.formats.contract import LayoutFormat, Part, Scheme
 from forge.runtime.packed import PackedWeight, lay_out
 
 _NUMPY: Final = {

@@ -18,8 +18,8 @@ from forge.checkpoints.folder import contained_file, read_bytes
 from forge.checkpoints.hashing import record_files
 from forge.checkpoints.manifest_reader import Manifest, read_manifest
 from forge.core.errors import CheckpointError, IncompatibleError, RecipeError
+from forge.formats.catalog import FORMATS, identify
 from forge.merge.diagnose import layer_rows, place_of, read_record
-from forge.quantize.catalog import FORMATS, identify
 from forge.recipes.yaml_reader import parse_yaml
 from forge.results.records import ModelRecord, digest_of
 

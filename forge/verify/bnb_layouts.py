@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forge.quantize.contract import Part
+from forge.formats.contract import Part
 from forge.verify.stored import Arrays, Floats, Stored
 
 _CODES: Final[Mapping[str, tuple[float, ...]]] = {

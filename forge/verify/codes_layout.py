@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forge.quantize.catalog import LayoutFormat
-from forge.quantize.contract import Part, Scheme
+from forge.formats.contract import LayoutFormat, Part, Scheme
 from forge.verify.stored import Arrays, Floats, Stored, kept_names
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from forge.evaluate.divergence import Predictions
-    from forge.quantize.contract import Scheme
+    from forge.formats.contract import Scheme
 
     _Pair = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
 
@@ -281,7 +281,7 @@ def _write(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 def _rounded(source: Path, request: Request) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import safe_open
 
-    from forge.quantize.contract import Scheme
+    from forge.formats.contract import Scheme
 
     scheme = Scheme(request.bits, request.group_size, request.symmetric)
     linears = {f"{module}.weight" for module in request.rtn}

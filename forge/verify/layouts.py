@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forge.core.errors import CheckpointError
-from forge.quantize.catalog import FORMATS, identify, load_format
+from forge.formats.catalog import FORMATS, identify, load_format
 from forge.verify.bnb_layouts import BlocksOf4Bits, RowsOf8Bits
 from forge.verify.codes_layout import GroupsOfCodes
 from forge.verify.stored import Layout, kept_names

@@ -13,7 +13,7 @@ from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import CheckpointError, MissingExtraError
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
 from forge.verify.codes_layout import GroupsOfCodes
 from forge.verify.findings import CheckName, CheckResult, Finding
 from forge.verify.fresh_load import Answer, Loaded, Request, load_in_fresh_process

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from forge.quantize.catalog import load_format
-from forge.quantize.contract import QuantizedWeight, Scheme
+from forge.formats.catalog import load_format
+from forge.formats.contract import QuantizedWeight, Scheme
 from forge.quantize.methods.rtn import quantize_rtn
 from tests.oracle.environments import python_of
 from tests.oracle.make_autoawq_golden import (

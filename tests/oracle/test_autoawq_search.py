@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.formats.contract import Scheme
 from forge.quantize.awq import module_search
 from forge.quantize.awq.run import quantize_blocks
 from forge.quantize.awq.scales import ScaleChoice, choose
 from forge.quantize.awq.settings import AwqSettings
-from forge.quantize.contract import Scheme
 from forge.recipes.reference import ModelReference
 from tests.oracle.environments import python_of
 from tests.oracle.make_autoawq_golden import AUTOAWQ_REQUIREMENTS

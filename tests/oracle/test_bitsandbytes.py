@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from forge.quantize.formats import bnb_4bit
-from forge.quantize.raw_weight import RawWeight
+from forge.formats import bnb_4bit
+from forge.formats.raw_weight import RawWeight
 from forge.quantize.run import run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from forge.recipes.reference import ModelReference
-from tests.quantize.test_bnb_formats import quantized_4bit, quantized_int8
+from tests.formats.test_bnb_formats import quantized_4bit, quantized_int8
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")

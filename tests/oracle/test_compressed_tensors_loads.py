@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from forge.quantize.catalog import load_format
-from forge.quantize.contract import QuantizedWeight, Scheme
+from forge.formats.catalog import load_format
+from forge.formats.contract import QuantizedWeight, Scheme
 from tests.quantize.packed_folder import PROJECTIONS, dequantized_folder, packed_folder
 
 torch = pytest.importorskip("torch")

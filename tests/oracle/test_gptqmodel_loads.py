@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from forge.quantize.contract import QuantizedWeight, Scheme
+from forge.formats.contract import QuantizedWeight, Scheme
 from tests.oracle.environments import python_of
 from tests.quantize.packed_folder import PROJECTIONS, dequantized_folder, packed_folder
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forge.quantize.catalog import format_row, load_format
-from forge.quantize.contract import QuantizedWeight, Scheme
+from forge.formats.catalog import format_row, load_format
+from forge.formats.contract import QuantizedWeight, Scheme
 from forge.quantize.methods.rtn import quantize_rtn
 from tests.factory import read_values, tiny_checkpoint, to_bytes, write_safetensors
 

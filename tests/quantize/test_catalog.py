@@ -8,22 +8,16 @@ import sys
 import pytest
 
 from forge.core.errors import IncompatibleError
-from forge.quantize.catalog import (
-    FORMATS,
-    QUANT_METHODS,
-    format_row,
-    identify,
-    load_format,
-    method_row,
-)
-from forge.quantize.contract import Scheme
+from forge.formats.catalog import FORMATS, format_row, identify, load_format
+from forge.formats.contract import Scheme
+from forge.quantize.catalog import QUANT_METHODS, method_row
 
 _CODES = tuple(row for row in FORMATS if row.kind == "codes")
 
 
 def test_looking_up_imports_no_numpy_and_no_torch() -> None:
     code = (
-        "import sys, forge.quantize.catalog as catalog; catalog.format_row('gemv');"
+        "import sys, forge.formats.catalog as catalog; catalog.format_row('gemv');"
         "print([name for name in ('numpy', 'torch', 'bitsandbytes') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

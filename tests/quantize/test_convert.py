@@ -13,8 +13,8 @@ import pytest
 from forge import api
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink
 from forge.core.errors import CheckpointError, IncompatibleError, OutputError
-from forge.quantize.catalog import load_format
-from forge.quantize.contract import QuantizedWeight, Scheme
+from forge.formats.catalog import load_format
+from forge.formats.contract import QuantizedWeight, Scheme
 from tests.factory import tiny_checkpoint, write_safetensors
 from tests.quantize.packed_folder import PROJECTIONS, as_array, packed_folder, raw_tensors
 

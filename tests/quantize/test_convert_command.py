@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
 from tests.cli.process import forge, python
 from tests.factory import tiny_checkpoint
 from tests.quantize.packed_folder import packed_folder

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from forge.core.errors import NonFiniteError
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
+from forge.formats.raw_weight import RawWeight
 from forge.quantize.methods.rtn import dequantize, quantize_rtn
-from forge.quantize.raw_weight import RawWeight
 from tests.factory import to_bytes
 
 Floats = NDArray[np.float32]

@@ -22,9 +22,9 @@ from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import open_safetensors
 from forge.core.errors import IncompatibleError, NonFiniteError, OutputError, RecipeError
+from forge.formats.contract import Scheme
+from forge.formats.raw_weight import RawWeight
 from forge.quantize import workers
-from forge.quantize.contract import Scheme
-from forge.quantize.raw_weight import RawWeight
 from forge.quantize.run import QuantizeResult, run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
 from tests.factory import Floats

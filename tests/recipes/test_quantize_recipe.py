@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge.core.errors import RecipeError
-from forge.quantize.catalog import FORMATS, QUANT_METHODS
+from forge.formats.catalog import FORMATS
+from forge.quantize.catalog import QUANT_METHODS
 from forge.recipes.document import read_document
 from forge.recipes.quantize_recipe import (
     CalibrationRecipe,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from forge.quantize.catalog import FORMATS, QUANT_METHODS
+from forge.formats.catalog import FORMATS
+from forge.quantize.catalog import QUANT_METHODS
 from forge.recipes.quantize_recipe import (
     Choices,
     Variant,

@@ -19,11 +19,11 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 
 from forge.architectures.blocks import Linear
-from forge.quantize.contract import Scheme
-from forge.quantize.formats import bnb_4bit, bnb_int8
+from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.contract import Scheme
+from forge.formats.raw_weight import RawWeight
 from forge.quantize.layouts import Layout
 from forge.quantize.methods.rtn import dequantize, quantize_rtn
-from forge.quantize.raw_weight import RawWeight
 from forge.recipes.quantize_types import Variant
 from tests.factory import write_tokenizer
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from forge.formats.contract import QuantizedWeight, Scheme
 from forge.quantize.awq.capture import Reader
 from forge.quantize.awq.fold import (
     EXACT_TOLERANCE,
@@ -30,7 +31,7 @@ from forge.quantize.awq.settings import AwqSettings
 from forge.quantize.awq.skeleton import Call, Skeleton, first_of
 from forge.quantize.awq.statistics import InputStatistics
 from forge.quantize.awq.workers import Workers
-from forge.quantize.contract import BlockResult, PlainTensor, QuantizedWeight, Scheme
+from forge.quantize.contract import BlockResult, PlainTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from forge.formats.contract import Scheme
 from forge.quantize.awq.capture import Reader
 from forge.quantize.awq.plan import BlockPlan, FoldGroup
 from forge.quantize.awq.rounding_loops import scaled_errors
@@ -30,7 +31,6 @@ from forge.quantize.awq.skeleton import Call, first_of
 from forge.quantize.awq.states import HiddenStates
 from forge.quantize.awq.statistics import InputStatistics
 from forge.quantize.awq.workers import Workers
-from forge.quantize.contract import Scheme
 
 _Caught = tuple[tuple[object, ...], dict[str, object]]
 

@@ -21,7 +21,7 @@ from forge.architectures.blocks import (
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
 
 
 @dataclass(frozen=True, slots=True)

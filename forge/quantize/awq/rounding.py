@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from forge.core.errors import NonFiniteError
+from forge.formats.contract import QuantizedWeight, Scheme
 from forge.quantize.awq.rounding_loops import Rounded, feed_back, round_into, shrunk_errors
 from forge.quantize.awq.scales import row_tiles
 from forge.quantize.awq.statistics import InputStatistics
 from forge.quantize.awq.workers import Workers
-from forge.quantize.contract import QuantizedWeight, Scheme
 
 _CUTS: Final = tuple(1 - step / 20 for step in range(10))
 _DAMPING: Final = 0.01

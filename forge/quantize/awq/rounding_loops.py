@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from forge.formats.contract import Scheme
 from forge.kernels.cpu import native
-from forge.quantize.contract import Scheme
 
 
 def scaled_errors(

@@ -21,6 +21,7 @@ from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.progress import Progress, Silence
 from forge.core.errors import IncompatibleError
+from forge.formats.contract import Scheme
 from forge.quantize.awq.block import BlockAtWork, ModelFacts, Proof
 from forge.quantize.awq.capture import BlockRun, find_readers, inputs_of_groups, run_block
 from forge.quantize.awq.module_search import ModuleSearch
@@ -30,7 +31,7 @@ from forge.quantize.awq.skeleton import Call, Skeleton
 from forge.quantize.awq.states import HiddenStates
 from forge.quantize.awq.statistics import Wanted, signs_of
 from forge.quantize.awq.workers import Workers, give_freed_tensors_back, torch_on_one_thread
-from forge.quantize.contract import BlockResult, Scheme
+from forge.quantize.contract import BlockResult
 
 _PROOF_TOKENS: Final = 128
 """Tokens on which a fold is proved: a wrong one shows on every token."""

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from forge.formats.contract import Scheme
 from forge.quantize.awq.rounding_loops import scaled_errors
 from forge.quantize.awq.statistics import InputStatistics
 from forge.quantize.awq.workers import Workers
-from forge.quantize.contract import Scheme
 
 NUM_RATIOS: Final = 20
 TILE_ELEMENTS: Final = 1 << 18

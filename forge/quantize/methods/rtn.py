@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import NonFiniteError
+from forge.formats.contract import QuantizedWeight, Scheme
+from forge.formats.raw_weight import KINDS, RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
-from forge.quantize.contract import QuantizedWeight, Scheme
-from forge.quantize.raw_weight import KINDS, RawWeight
 
 
 def quantize_rtn(weight_OI: npt.NDArray[np.float32] | RawWeight, scheme: Scheme) -> QuantizedWeight:

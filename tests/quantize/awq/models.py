@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from forge.quantize.contract import BlockResult, Scheme
+from forge.formats.contract import Scheme
+from forge.quantize.contract import BlockResult
 from forge.quantize.methods.rtn import dequantize
 from forge.recipes.reference import ModelReference
 from tests.architectures.tiny_models import tiny_model

@@ -182,7 +182,7 @@ import numpy as np
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.quantize.awq.run import quantize_blocks
 from forge.quantize.awq.settings import AwqSettings
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
 from forge.recipes.reference import ModelReference
 
 checkpoint = open_checkpoint(ModelReference(sys.argv[1]))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forge.formats.contract import QuantizedWeight, Scheme
 from forge.quantize.awq.rounding_loops import (
     Rounded,
     feed_back,
@@ -15,7 +16,6 @@ from forge.quantize.awq.rounding_loops import (
     scaled_errors,
     shrunk_errors,
 )
-from forge.quantize.contract import QuantizedWeight, Scheme
 from forge.quantize.methods.rtn import dequantize, quantize_rtn
 
 

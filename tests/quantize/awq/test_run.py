@@ -17,10 +17,11 @@ from forge.architectures.block_table import BLOCKS, BlockStructure, Feeder, Grou
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.core.catalog import Catalog
 from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.formats.contract import Scheme
 from forge.quantize.awq.plan import planned_changes
 from forge.quantize.awq.run import quantize_blocks
 from forge.quantize.awq.settings import AwqSettings
-from forge.quantize.contract import BlockResult, Scheme
+from forge.quantize.contract import BlockResult
 from forge.quantize.methods.rtn import dequantize, quantize_rtn
 from forge.recipes.reference import ModelReference
 from tests.quantize.awq.models import SCHEME, TOKENS_BT, apply, save_with_outliers

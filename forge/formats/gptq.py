@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
-from forge.quantize.formats.packing import (
+from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.packing import (
     as_codes,
     as_scales,
     as_words,

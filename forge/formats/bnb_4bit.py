@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import NonFiniteError
+from forge.formats.contract import Part
+from forge.formats.raw_weight import RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
-from forge.quantize.contract import Part
-from forge.quantize.raw_weight import RawWeight
 
 BLOCK: Final = 64
 NESTED_BLOCK: Final = 256

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
-from forge.quantize.formats.packing import (
+from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.packing import (
     Codes,
     Words,
     as_codes,

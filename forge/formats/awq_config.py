@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.contract import Scheme
+from forge.formats.contract import Scheme
 
 _PER_WORD = 8
 

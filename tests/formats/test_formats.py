@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.catalog import FORMATS, load_format
-from forge.quantize.contract import QuantizedWeight, Scheme
-from forge.quantize.formats.packing import pack_columns, pack_rows, unpack_columns, unpack_rows
+from forge.formats.catalog import FORMATS, load_format
+from forge.formats.contract import QuantizedWeight, Scheme
+from forge.formats.packing import pack_columns, pack_rows, unpack_columns, unpack_rows
 
 _LAYOUTS = tuple(row.name for row in FORMATS if row.kind == "codes")
 _NUMPY = {"I16": np.int16, "I32": np.int32, "I64": np.int64, "F16": np.float16}

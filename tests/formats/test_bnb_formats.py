@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.core.errors import NonFiniteError
-from forge.quantize.contract import Part
-from forge.quantize.formats import bnb_4bit, bnb_int8
-from forge.quantize.raw_weight import RawWeight
+from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.contract import Part
+from forge.formats.raw_weight import RawWeight
 from tests.factory import from_bytes, to_bytes
 
 QuantType = Literal["nf4", "fp4"]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, Scheme
 
 Codes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int32]

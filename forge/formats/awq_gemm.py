@@ -1,18 +1,15 @@
-"""AWQ, version ``gemv``: for CUDA kernels that multiply by one vector.
+"""AWQ, version ``gemm``: the layout that most readers of AWQ know.
 
-    part     dtype  shape     holds
-    qweight  int32  [O, I/8]  codes, eight columns of I a word, in order
-    qzeros   int32  [O, W]    zero points, eight groups a word, in order
-    scales   f16    [O, 8W]   scales
+    part     dtype  shape         holds
+    qweight  int32  [I, O/8]      codes, eight columns of O a word
+    qzeros   int32  [I/g, O/8]    zero points, eight columns of O a word
+    scales   f16    [I/g, O]      scales
 
-``W = ceil(ceil((I/g) / 8) / m) * m`` with m = 4, 2, 1 for g = 32, 64, 128 and more; what is
-right of the groups is zero. ``weight = (code - zero) * scale``.
+Place i of a word, counted from its lowest four bits, holds column ``8w + (0 2 4 6 1 3 5 7)[i]``.
+Zero points are stored as they are: ``weight = (code - zero) * scale``.
 
-Nothing reads this layout on a CPU, and no current server does; ``forge convert`` makes GEMM of
-it without loss.
-
-Reference: AutoAWQ 0.2.9, ``WQLinear_GEMV``. Legend: O output features, I input features,
-g group size, W words.
+Reference: AutoAWQ 0.2.9, ``WQLinear_GEMM``. Legend: O output features, I input features,
+g group size.
 """
 
 from __future__ import annotations
@@ -23,23 +20,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forge.core.errors import CheckpointError
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
-from forge.quantize.formats import awq_config
-from forge.quantize.formats.packing import (
-    as_codes,
+from forge.formats import awq_config
+from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.packing import (
     as_scales,
     as_words,
     check_groups,
     check_parts,
     check_weight,
-    pack_columns,
-    padded_columns,
-    unpack_columns,
+    pack_rows,
+    transposed,
+    unpack_rows,
 )
 
-TITLE: Final = "AWQ GEMV"
-VERSION: Final = "gemv"
+TITLE: Final = "AWQ GEMM"
+VERSION: Final = "gemm"
+_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 _PER_WORD: Final = 8
 
 
@@ -48,7 +44,7 @@ def parts(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
 
     Args:
         shape_OI: Shape of the weight.
-        scheme: Four bits; groups of 32, 64 or a multiple of 128 that divide I.
+        scheme: Four bits; any group size that divides I.
 
     Raises:
         IncompatibleError: O is not a multiple of 8, or the scheme does not fit.
@@ -69,11 +65,10 @@ def pack(weight: QuantizedWeight) -> dict[str, npt.NDArray[np.generic]]:
     num_out, num_in = weight.codes_OI.shape
     _layout((num_out, num_in), weight.scheme)
     check_weight(weight)
-    width = _PER_WORD * awq_config.zeros_width(num_in, weight.scheme.group_size)
     return {
-        "qweight": pack_columns(weight.codes_OI, 4),
-        "qzeros": pack_columns(as_codes(padded_columns(weight.zeros_OG, width)), 4),
-        "scales": padded_columns(weight.scales_OG, width),
+        "qweight": transposed(pack_rows(weight.codes_OI, 4, _ORDER)),
+        "qzeros": transposed(pack_rows(weight.zeros_OG, 4, _ORDER)),
+        "scales": transposed(weight.scales_OG),
     }
 
 
@@ -95,15 +90,10 @@ def unpack(
         IncompatibleError: As ``parts``.
     """
     check_parts(parts, _layout(shape_OI, scheme))
-    num_groups = shape_OI[1] // scheme.group_size
-    zeros = unpack_columns(as_words(parts["qzeros"]), 4)
-    scales = as_scales(parts["scales"])
-    if zeros[:, num_groups:].any() or scales.view(np.uint16)[:, num_groups:].any():
-        raise CheckpointError("The padding of AWQ GEMV's zero points and scales is not zero.")
     return QuantizedWeight(
-        unpack_columns(as_words(parts["qweight"]), 4),
-        np.ascontiguousarray(scales[:, :num_groups]),
-        np.ascontiguousarray(zeros[:, :num_groups]),
+        unpack_rows(as_words(transposed(parts["qweight"])), 4, _ORDER),
+        as_scales(transposed(parts["scales"])),
+        unpack_rows(as_words(transposed(parts["qzeros"])), 4, _ORDER),
         scheme,
     )
 
@@ -134,17 +124,16 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> tuple[int
         shapes: Shapes by suffix.
         scheme: Bits and groups.
     """
-    num_out, num_words = shapes["qweight"]
-    return num_out, num_words * _PER_WORD
+    num_in, num_words = shapes["qweight"]
+    return num_words * _PER_WORD, num_in
 
 
 def _layout(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
-    # O in eights is the kernels' demand; the words would need none.
-    check_groups(shape_OI, scheme, title=TITLE, bits=(4,), output_multiple=8)
+    check_groups(shape_OI, scheme, title=TITLE, bits=(4,), output_multiple=_PER_WORD)
     num_out, num_in = shape_OI
-    width = awq_config.zeros_width(num_in, scheme.group_size)
+    num_groups = num_in // scheme.group_size
     return (
-        Part("qweight", (num_out, num_in // _PER_WORD), "I32"),
-        Part("qzeros", (num_out, width), "I32"),
-        Part("scales", (num_out, width * _PER_WORD), "F16"),
+        Part("qweight", (num_in, num_out // _PER_WORD), "I32"),
+        Part("qzeros", (num_groups, num_out // _PER_WORD), "I32"),
+        Part("scales", (num_groups, num_out), "F16"),
     )

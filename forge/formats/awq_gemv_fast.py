@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.quantize.contract import Part, QuantizedWeight, Scheme
-from forge.quantize.formats import awq_config
-from forge.quantize.formats.packing import (
+from forge.formats import awq_config
+from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.packing import (
     Codes,
     Scales,
     as_scales,

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import NonFiniteError
+from forge.formats.contract import Part
+from forge.formats.raw_weight import RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
-from forge.quantize.contract import Part
-from forge.quantize.raw_weight import RawWeight
 
 _CHUNK: Final = 1 << 19
 """Elements quantized, hashed and written in one go, rounded to whole rows."""

@@ -1,6 +1,6 @@
 """A linear layer's weight as it lies in its file: bytes, an element type and a shape.
 
-It lies below formats and methods, so that both can read a weight straight from the mapped file.
+Layouts and methods read a weight straight from the mapped file.
 """
 
 from __future__ import annotations

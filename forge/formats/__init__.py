@@ -1,0 +1,1 @@
+"""Byte layouts of quantized weights, one file each; see ``contract``."""

@@ -1,1 +1,0 @@
-"""Byte layouts of quantized weights, one file each; see ``contract.CodeFormat``."""
