@@ -12,6 +12,7 @@ filter matches" is nothing but concatenation.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,6 +51,8 @@ class Rule:
             below the position.
         """
         last = len(self.anchors) - 1
+        if last == 0:
+            return self.anchors[0]
         scaled = min(max(position, 0.0), 1.0) * last
         # idx / (layers - 1) * (anchors - 1) misses a whole number by a rounding error; without
         # snapping, a step would then come one layer late.
@@ -75,6 +78,20 @@ class Setting:
         """Return the setting that has one value for every tensor."""
         return cls((Rule(None, (value,)),))
 
+    @classmethod
+    def stacked(cls, parameter: str, levels: Iterable[Mapping[str, Setting]]) -> Setting:
+        """Return the setting that asks the levels of a recipe one after the other.
+
+        Args:
+            parameter: Whose setting it is.
+            levels: Settings by parameter, the innermost level first.
+
+        Returns:
+            The rules of all levels; none where no level names the parameter.
+        """
+        found = [level[parameter] for level in levels if parameter in level]
+        return cls(tuple(rule for setting in found for rule in setting.rules))
+
     @property
     def is_total(self) -> bool:
         """Whether some rule holds for every tensor."""
@@ -82,7 +99,11 @@ class Setting:
 
     def matching(self, tensor: str) -> Rule | None:
         """Return the first rule that holds for a tensor, or ``None``."""
-        return next((rule for rule in self.rules if rule.matches(tensor)), None)
+        # Asked hundreds of thousands of times for a model of many experts: no generator here.
+        for rule in self.rules:
+            if rule.filter is None or rule.filter in tensor:
+                return rule
+        return None
 
     def value(self, tensor: str, position: float) -> ParameterValue | None:
         """Evaluate for one tensor.
