@@ -112,14 +112,31 @@ _PARALLEL: Final = (
 )
 
 
-def _qwen_experts(shared: tuple[str, ...], routers: tuple[str, ...]) -> tuple[Group, ...]:
+def _experts(shared: tuple[str, ...], routers: tuple[str, ...]) -> tuple[Group, ...]:
     prefixes = ("mlp.experts.{e}.", *shared)
     readers = tuple(f"{prefix}{name}" for prefix in prefixes for name in ("gate_proj", "up_proj"))
     down = tuple(_mlp(None, prefix)[1] for prefix in prefixes)
     # Some layers of these models are dense: the last two groups.
+    return (Group(readers, _SECOND, companions=routers), *down, *_mlp(_SECOND))
+
+
+def _latent_attention(*, low_rank_queries: bool) -> tuple[Group, ...]:
+    """Multi-head latent attention: keys and values, and often queries, pass a low rank.
+
+    Norms stand in the narrow middle and feed what widens it again. The widened keys and values
+    alternate head by head; where both are equally wide, the values feed the output projection.
+    """
+    keys, widened = "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj"
+    queries = "self_attn.q_a_proj" if low_rank_queries else _Q
+    groups = [Group((queries, keys), _INPUT, unclipped=(queries, keys))]
+    if low_rank_queries:
+        again = "self_attn.q_b_proj"
+        groups.append(Group((again,), "self_attn.q_a_layernorm", unclipped=(again,)))
     return (
-        *_attention(_INPUT), Group(readers, _SECOND, companions=routers), *down, *_mlp(_SECOND),
-    )  # fmt: skip
+        *groups,
+        Group((widened,), "self_attn.kv_a_layernorm", unclipped=(widened,)),
+        Group(("self_attn.o_proj",), feeder=Feeder(widened, parts=2, part=1, per_head=True)),
+    )
 
 
 def _fused_heads(attention: str, norm: str) -> tuple[Group, ...]:
@@ -135,6 +152,7 @@ def _gelu(norm: str, first: str, second: str) -> tuple[Group, ...]:
 
 
 _EXPERTS: Final = "block_sparse_moe.experts.{e}."
+_DEEPSEEK_EXPERTS: Final = _experts(("mlp.shared_experts.",), ("mlp.gate",))
 _FALCON_MLP: Final = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 _FALCON_FUSED: Final = "self_attention.query_key_value"
 
@@ -142,7 +160,10 @@ BLOCKS: Final = Catalog(
     (
         *(
             BlockStructure(name, _LLAMA)
-            for name in ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite")
+            for name in (
+                "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "qwen2_vl",
+                "qwen2_5_vl", "llava",
+            )
         ),
         BlockStructure("gemma", _LLAMA, one_plus=True),
         *(
@@ -165,9 +186,24 @@ BLOCKS: Final = Catalog(
         ),
         BlockStructure(
             "qwen2_moe",
-            _qwen_experts(("mlp.shared_expert.",), ("mlp.gate", "mlp.shared_expert_gate")),
+            (
+                *_attention(_INPUT),
+                *_experts(("mlp.shared_expert.",), ("mlp.gate", "mlp.shared_expert_gate")),
+            ),
         ),
-        BlockStructure("qwen3_moe", _qwen_experts((), ("mlp.gate",))),
+        BlockStructure("qwen3_moe", (*_attention(_INPUT), *_experts((), ("mlp.gate",)))),
+        *(
+            BlockStructure(
+                name,
+                (*_latent_attention(low_rank_queries=True), *_DEEPSEEK_EXPERTS),
+                alternatives=(
+                    (_Q, (*_latent_attention(low_rank_queries=False), *_DEEPSEEK_EXPERTS)),
+                ),
+            )
+            for name in ("deepseek_v2", "deepseek_v3")
+        ),
+        # Its experts are fused into one tensor a layer, which blocks.py refuses by name.
+        BlockStructure("gpt_oss", _attention(_INPUT)),
         BlockStructure(
             "phi3",
             (

@@ -30,6 +30,10 @@ class Architecture:
         layer_number_lists: Config keys that hold numbers of layers.
         tied_by_default: What an absent ``tie_word_embeddings`` means.
         text_section: Config key of the language model's part in a model of several parts.
+        is_multipart: Whether tensors outside the language model belong to other parts (a vision
+            tower, a projector), which a merge carries over from one model untouched.
+        tower: Family of the language model of such a model when it stands alone; ``None`` when
+            the config says (``model_type`` of its ``text_section``).
         notice: What the user should know when the row was inferred rather than listed.
     """
 
@@ -43,6 +47,8 @@ class Architecture:
     layer_number_lists: tuple[str, ...] = ()
     tied_by_default: bool = False
     text_section: str | None = None
+    is_multipart: bool = False
+    tower: str | None = None
     notice: str | None = None
 
     def layer_of(self, name: str) -> int | None:
@@ -156,6 +162,24 @@ class Architecture:
         return None
 
 
+def _with_tower(
+    name: str, outer: str, *, tower: str | None = None, tied_by_default: bool = False
+) -> Architecture:
+    """Return a family of several parts, whose files name the language model in one of two ways."""
+    inner = (f"{outer}model.", "model.language_model.")
+    return Architecture(
+        name,
+        layer_prefixes=tuple(f"{prefix}layers." for prefix in inner),
+        embeddings=tuple(f"{prefix}embed_tokens.weight" for prefix in inner),
+        heads=tuple(dict.fromkeys((f"{outer}lm_head.weight", "lm_head.weight"))),
+        final_norms=tuple(f"{prefix}norm.weight" for prefix in inner),
+        tied_by_default=tied_by_default,
+        text_section="text_config",
+        is_multipart=True,
+        tower=tower,
+    )
+
+
 _DECODER_H: Final = ("transformer.h.", "h.")
 
 ARCHITECTURES: Final = Catalog(
@@ -170,22 +194,18 @@ ARCHITECTURES: Final = Catalog(
         Architecture("gemma", tied_by_default=True),
         Architecture("gemma2", tied_by_default=True),
         Architecture("gemma3_text", tied_by_default=True),
-        Architecture(
-            "gemma3",
-            layer_prefixes=("language_model.model.layers.", "model.language_model.layers."),
-            embeddings=(
-                "language_model.model.embed_tokens.weight",
-                "model.language_model.embed_tokens.weight",
-            ),
-            heads=("language_model.lm_head.weight", "lm_head.weight"),
-            final_norms=("language_model.model.norm.weight", "model.language_model.norm.weight"),
-            tied_by_default=True,
-            text_section="text_config",
-        ),
+        _with_tower("gemma3", "language_model.", tower="gemma3_text", tied_by_default=True),
+        _with_tower("llava", "language_model."),
+        # Published files begin like those of the language model alone.
+        _with_tower("qwen2_vl", "", tower="qwen2"),
+        _with_tower("qwen2_5_vl", "", tower="qwen2"),
         Architecture(
             "phi", final_norms=("model.final_layernorm.weight", "model.final_layernorm.bias")
         ),
         Architecture("phi3"),
+        Architecture("deepseek_v2"),
+        Architecture("deepseek_v3"),
+        Architecture("gpt_oss"),
         Architecture(
             "bloom",
             layer_prefixes=_DECODER_H,

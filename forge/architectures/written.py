@@ -37,6 +37,7 @@ def is_written(name: str, architecture: Architecture, *, tied: bool) -> bool:
 
     Returns:
         False for buffers that every loader computes anew, and for the head of a tied model, which
-        every loader ignores.
+        every loader ignores; its bias, where a family has one, is not shared with anything.
     """
-    return not is_buffer(name) and not (tied and name in architecture.heads)
+    is_shared = tied and name in architecture.heads and not name.endswith(".bias")
+    return not is_buffer(name) and not is_shared

@@ -13,12 +13,14 @@ _SMALL = {
     "d_model": 32, "intermediate_size": 32, "ffn_dim": 32, "num_attention_heads": 2, "n_head": 2,
     "n_heads": 2, "num_key_value_heads": 2, "vocab_size": 64, "rotary_dim": 8,
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2,
-    "num_local_experts": 2, "num_experts_per_tok": 1, "n_positions": 16, "head_dim": 16,
+    "num_local_experts": 2, "num_experts_per_tok": 1, "n_routed_experts": 2, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_positions": 16, "head_dim": 16,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "word_embed_proj_dim": 32,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES.names() if name != "gemma3"])
+@pytest.mark.parametrize("model_type", [row.name for row in ARCHITECTURES if not row.is_multipart])
 def test_rows_fit_what_transformers_builds(model_type: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
