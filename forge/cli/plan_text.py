@@ -52,12 +52,12 @@ def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | N
     shorts = {model: f"m{number}" for number, model in enumerate(models, start=1)}
     constants = _constants(plan.jobs)
     lines = [
-        f"{recipe.merge_method} → {out}",
+        f"{' + '.join(row.name for row in recipe.methods)} → {out}",
         f"  {plan.architecture.name}, {plural(len(plan.layers), 'layer')}, "
         f"{plural(len(plan.jobs), 'tensor')}, {count_text(plan.num_parameters)} parameters, "
         f"{plan.dtype or 'each tensor in the dtype of its inputs'}",
         f"  reads {size_text(plan.input_bytes)}, writes {size_text(plan.output_bytes)}"
-        + (f", seed {recipe.seed}" if recipe.method.random else ""),
+        + (f", seed {recipe.seed}" if any(row.random for row in recipe.methods) else ""),
         f"  configuration from {plan.donor}",
     ]
     if constants:
@@ -91,8 +91,10 @@ def _jobs(
     constants: Mapping[str, object],
     width: int | None,
 ) -> str:
+    # With slices of several methods, each row says its own.
+    named = len({job.method for job in jobs} - {IDENTICAL}) > 1
     blocks = [
-        _block(layer, list(members), shorts, constants)
+        _block(layer, list(members), shorts, constants, named=named)
         for layer, members in groupby(jobs, key=lambda job: job.layer)
     ]
     cells: list[tuple[str, str, str, str]] = []
@@ -125,10 +127,12 @@ def _block(
     jobs: Sequence[MergeJob],
     shorts: Mapping[str, str],
     constants: Mapping[str, object],
+    *,
+    named: bool,
 ) -> _Block:
     by_parameters: dict[str, list[str]] = {}
     for job in jobs:
-        text = _parameters(job, shorts, constants)
+        text = _parameters(job, shorts, constants, named=named)
         by_parameters.setdefault(text, []).append(_short_name(job))
     is_whole = layer is not None and len(by_parameters) == 1
     rows = tuple(
@@ -149,11 +153,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _parameters(job: MergeJob, shorts: Mapping[str, str], constants: Mapping[str, object]) -> str:
+def _parameters(
+    job: MergeJob, shorts: Mapping[str, str], constants: Mapping[str, object], *, named: bool
+) -> str:
     varying = {name: value for name, value in job.values.items() if name not in constants}
     parts = [_joined(varying)] if varying else []
     if job.method == IDENTICAL:
         parts.append("copied, must be identical in")
+    elif named:
+        parts.insert(0, job.method)
     if job.has_base:
         parts.append(shorts[str(job.inputs[0].model)])
     for item, parameters in zip(job.inputs[job.has_base :], job.models, strict=True):

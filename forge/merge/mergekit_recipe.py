@@ -33,6 +33,11 @@ def mergekit_recipe(recipe: MergeRecipe) -> dict[str, object]:
         raise IncompatibleError(
             "'allow_nonfinite' has no meaning for mergekit, which never looks. Remove the key."
         )
+    if any(entry.method is not None for entry in recipe.slices):
+        raise IncompatibleError(
+            "mergekit has one merge_method for all slices. Use forge's own engine, or make a "
+            "recipe of each method."
+        )
     written: object = recipe.resolved()
     if recipe.file is not None:
         written = read_document(Path(recipe.file)).value

@@ -43,6 +43,7 @@ def sidecars_of(
         dtype=plan.dtype,
         layers=plan.layers if is_stack else None,
         vocab_size=None if vocabulary is None else vocabulary.num_rows,
+        tied=plan.tied if plan.tied != plan.architecture.is_tied(donor.config) else None,
         label=str(plan.donor),
     )
     tokenizer = read_tokenizer_files(donor.root)

@@ -23,10 +23,11 @@ from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError
 from forge.merge.contract import Stream
+from forge.merge.heads import head_names, head_of, is_head_weight
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow, ParameterValue
 from forge.recipes.reference import ModelReference
-from forge.recipes.settings import layer_position
+from forge.recipes.settings import Setting, layer_position
 
 IDENTICAL = "identical"
 """What a job of a tensor that is no float does: all models must agree, and it is copied."""
@@ -82,6 +83,7 @@ class MergePlan:
         dtype: Torch name of the output's float type, or ``None`` when each tensor keeps its own.
         input_bytes: Bytes that will be read, each tensor counted once for each use.
         models: All models but a base that is subtracted, in the order of the statistics.
+        tied: Whether the result's head shares the embedding's weights.
     """
 
     jobs: tuple[MergeJob, ...]
@@ -91,6 +93,7 @@ class MergePlan:
     dtype: str | None
     input_bytes: int
     models: tuple[ModelReference, ...]
+    tied: bool = False
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -210,10 +213,38 @@ def random_stream(seed: int, model: str, tensor: str) -> Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """What all tensors of one output slice share, so that it is looked up once.
+
+    Attributes:
+        piece: The slice.
+        template: The source that names its tensors: the base, or else the first.
+        base: What is subtracted from the models, or ``None``.
+        merged: All models that are merged, in the order of the arithmetic.
+        starts: First layer of each model.
+        values: Settings of the global parameters.
+        models: Settings of each merged model.
+    """
+
+    piece: OutputSlice
+    template: OutputSource
+    base: ModelReference | None
+    merged: tuple[ModelReference, ...]
+    starts: Mapping[ModelReference, int]
+    values: Mapping[str, Setting]
+    models: tuple[Mapping[str, Setting], ...]
+
+    @property
+    def inputs(self) -> tuple[ModelReference, ...]:
+        """All models that enter the slice, a base that is subtracted first."""
+        return self.merged if self.base is None else (self.base, *self.merged)
+
+
+@dataclass(frozen=True, slots=True)
 class _Place:
     """Where an output tensor stands: its slice, the layer in it, and its names."""
 
-    piece: OutputSlice
+    part: _Part
     layer: int | None
     position: float
     template: str
@@ -253,11 +284,16 @@ class _Builder:
         }
         slices = recipe.effective_slices(num_layers)
         architecture = self._architectures[donor]
-        tied = architecture.is_tied(self._configs[donor])
+        parts = [self._part(piece) for piece in slices]
+        ends = dict.fromkeys(model for part in (parts[-1], parts[0]) for model in part.inputs)
+        self._tied = all(self._is_tied(model) for model in ends)
+        self._heads = head_names(
+            architecture, [(self._is_tied(model), self._names[model]) for model in ends]
+        )
         jobs = tuple(
             self._job(place)
-            for place in self._places(slices)
-            if is_written(place.output, architecture, tied=tied)
+            for place in self._places(parts)
+            if is_written(place.output, architecture, tied=self._tied)
         )
         if not jobs:
             raise IncompatibleError(f"'{donor}' has no tensors.")
@@ -277,15 +313,44 @@ class _Builder:
             dtype=recipe.out_dtype or recipe.dtype,
             input_bytes=self._input_bytes,
             models=merged_models(recipe.method, tuple(dict.fromkeys(merged)), bases[0]),
+            tied=self._tied,
         )
 
-    def _places(self, slices: Sequence[OutputSlice]) -> Iterator[_Place]:
+    def _part(self, piece: OutputSlice) -> _Part:
+        recipe, method, base = self._recipe, piece.method, piece.base_model
+        listed = tuple(source.model for source in piece.sources)
+        if recipe.models and method.base_is_merged:
+            listed = tuple(entry.model for entry in recipe.models)
+        merged = merged_models(method, listed, base)
+
+        def settings(scope: str, model: ModelReference | None) -> dict[str, Setting]:
+            levels = recipe.levels(model=model, slice_index=piece.index)
+            return {
+                row.name: Setting.stacked(row.name, levels)
+                for row in method.parameters
+                if row.scope == scope
+            }
+
+        # A base that is no source of the slice gives the same layers as the first source.
+        starts = {} if base is None else {base: piece.sources[0].start}
+        starts |= {source.model: source.start for source in piece.sources}
+        return _Part(
+            piece=piece,
+            template=_template_of(piece),
+            base=None if method.base_is_merged else base,
+            merged=merged,
+            starts=starts,
+            values=settings("global", None),
+            models=tuple(settings("model", model) for model in merged),
+        )
+
+    def _places(self, parts: Sequence[_Part]) -> Iterator[_Place]:
         """Yield output tensors: what stands before the layers, the layers, what follows them."""
-        first, last = slices[0], slices[-1]
+        first, last = parts[0], parts[-1]
         yield from self._outside(first, after_layers=False)
         output_layer = 0
-        for piece in slices:
-            source = _template_of(piece)
+        for part in parts:
+            piece, source = part.piece, part.template
             architecture = self._architectures[source.model]
             by_layer = self._by_layer(source.model)
             for layer in range(piece.num_layers):
@@ -301,7 +366,7 @@ class _Builder:
                     )
                 for name in names:
                     yield _Place(
-                        piece,
+                        part,
                         layer,
                         layer_position(layer, piece.num_layers),
                         name,
@@ -320,24 +385,25 @@ class _Builder:
                 found.setdefault(layer, []).append(name)
         return found
 
-    def _outside(self, piece: OutputSlice, *, after_layers: bool) -> Iterator[_Place]:
-        model = _template_of(piece).model
+    def _outside(self, part: _Part, *, after_layers: bool) -> Iterator[_Place]:
+        model = part.template.model
         architecture = self._architectures[model]
         tail = (*architecture.final_norms, *architecture.heads)
+        heads = self._heads if after_layers and not self._tied else ()
         for name in self._sources[model].names():
             if architecture.layer_of(name) is None and (name in tail) == after_layers:
-                yield _Place(piece, None, 0.0, name, name, None)
+                if is_head_weight(name, architecture) and self._is_tied(model):
+                    continue
+                yield _Place(part, None, 0.0, name, name, None)
+        for name in heads if self._is_tied(model) else ():
+            yield _Place(part, None, 0.0, name, name, None)
+
+    def _is_tied(self, model: ModelReference) -> bool:
+        return self._architectures[model].is_tied(self._configs[model])
 
     def _job(self, place: _Place) -> MergeJob:
-        recipe, piece = self._recipe, place.piece
-        base = piece.base_model
-        listed = tuple(source.model for source in piece.sources)
-        if recipe.models and recipe.method.base_is_merged:
-            listed = tuple(entry.model for entry in recipe.models)
-        merged = merged_models(recipe.method, listed, base)
-        has_base = base is not None and not recipe.method.base_is_merged
-        inputs = [self._input(place, base)] if has_base and base is not None else []
-        inputs += [self._input(place, model) for model in merged]
+        part, method = place.part, place.part.piece.method
+        inputs = [self._input(place, model) for model in part.inputs]
         infos = [self._sources[item.model].info(item.name) for item in inputs]
         for item, info in zip(inputs, infos, strict=True):
             if info.shape != infos[0].shape:
@@ -356,32 +422,23 @@ class _Builder:
                 f"'{place.template}' is stored as {', '.join(unreadable)}, which forge cannot "
                 "merge. Convert the model to bfloat16 first."
             )
-        index = piece.index
-        values = {
-            row.name: self._value(row.name, place, index, None)
-            for row in recipe.method.parameters
-            if row.scope == "global"
-        }
+        values = self._values(place, part.values, None)
         models = tuple(
-            {
-                row.name: self._value(row.name, place, index, model)
-                for row in recipe.method.parameters
-                if row.scope == "model"
-            }
-            for model in merged
+            self._values(place, settings, model)
+            for model, settings in zip(part.merged, part.models, strict=True)
         )
         streams = tuple(
-            random_stream(recipe.seed, self._streams[model], place.output)
-            for model in merged
-            if recipe.method.random
+            random_stream(self._recipe.seed, self._streams[model], place.output)
+            for model in part.merged
+            if method.random
         )
         return MergeJob(
             output=place.output,
             shape=infos[0].shape,
             dtype=self._dtype or infos[0].dtype,
             inputs=tuple(inputs),
-            has_base=has_base,
-            method=recipe.merge_method,
+            has_base=part.base is not None,
+            method=method.name,
             values=values,
             models=models,
             streams=streams,
@@ -411,36 +468,39 @@ class _Builder:
 
     def _input(self, place: _Place, model: ModelReference) -> JobInput:
         """Name the tensor of one model that enters a place."""
-        name = place.template
-        if place.layer is not None:
-            starts = {source.model: source.start for source in place.piece.sources}
-            # A base that is no source of the slice gives the same layers as the first source.
-            start = starts.get(model, place.piece.sources[0].start)
-            name = self._architectures[model].with_layer(name, start + place.layer)
+        part, name = place.part, place.template
+        if place.layer is None:
+            name = head_of(
+                name,
+                self._architectures[model],
+                tied=self._is_tied(model),
+                names=self._names[model],
+            )
+        elif part.starts[model] != part.template.start:
+            number = part.starts[model] + place.layer
+            name = self._architectures[model].with_layer(name, number)
         if name not in self._names[model]:
             raise IncompatibleError(
-                f"'{name}' is in '{_template_of(place.piece).model}' but not in '{model}'. Merge "
-                "models of one architecture."
+                f"'{name}' is in '{part.template.model}' but not in '{model}'. Merge models "
+                "of one architecture."
             )
         return JobInput(model, name)
 
-    def _value(
-        self, parameter: str, place: _Place, index: int, model: ModelReference | None
-    ) -> ParameterValue:
-        value = self._recipe.value(
-            parameter,
-            tensor=place.output,
-            position=place.position,
-            model=model,
-            slice_index=index,
-        )
-        if value is None:
-            whose = f" of '{model}'" if model else ""
-            raise IncompatibleError(
-                f"No value of '{parameter}'{whose} covers '{place.output}'. Add an entry without "
-                "a filter."
-            )
-        return value
+    def _values(
+        self, place: _Place, settings: Mapping[str, Setting], model: ModelReference | None
+    ) -> dict[str, ParameterValue]:
+        """Evaluate parameters for one tensor: the global ones, or those of one model."""
+        values: dict[str, ParameterValue] = {}
+        for name, setting in settings.items():
+            value = setting.value(place.output, place.position)
+            if value is None:
+                whose = f" of '{model}'" if model else ""
+                raise IncompatibleError(
+                    f"No value of '{name}'{whose} covers '{place.output}'. Add an entry without "
+                    "a filter."
+                )
+            values[name] = value
+        return values
 
 
 def _template_of(piece: OutputSlice) -> OutputSource:

@@ -9,6 +9,7 @@ from forge.core.catalog import did_you_mean
 from forge.core.errors import Problem
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.method_rules import has_own_values
+from forge.recipes.parameters import MethodRow
 from forge.recipes.place import Place
 from forge.recipes.reference import ModelReference
 
@@ -55,10 +56,11 @@ def missing_values(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Pro
         One problem for each parameter and model, which names a tensor without a value.
     """
     problems: list[Problem] = []
-    for row in recipe.method.parameters:
+    rows = [(method, row) for method in recipe.methods for row in method.parameters]
+    for method, row in rows:
         if not row.required:
             continue
-        for model, slice_index, place in _askers(recipe, is_global=row.scope == "global"):
+        for model, slice_index, place in _askers(recipe, method, is_global=row.scope == "global"):
             orphan = next(
                 (
                     name
@@ -83,25 +85,30 @@ def missing_values(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Pro
 
 
 def _askers(
-    recipe: MergeRecipe, *, is_global: bool
+    recipe: MergeRecipe, method: MethodRow, *, is_global: bool
 ) -> list[tuple[ModelReference | None, int | None, Place]]:
-    """Return who needs a value of its own: (model, slice, place)."""
+    """Return who needs a value of its own for a method: (model, slice, place)."""
     top = Place(recipe.file)
+    slices = [
+        (index, part)
+        for index, part in enumerate(recipe.slices)
+        if recipe.method_of(index).name == method.name
+    ]
     if is_global:
         if recipe.models:
             return [(None, None, top)]
-        return [(None, index, entry.place) for index, entry in enumerate(recipe.slices)]
+        return [(None, index, part.place) for index, part in slices]
     askers: list[tuple[ModelReference | None, int | None, Place]] = [
         (entry.model, None, entry.place)
         for entry in recipe.models
-        if has_own_values(recipe.method, entry.model, recipe.base_model)
+        if has_own_values(method, entry.model, recipe.base_model)
     ]
-    for index, part in enumerate(recipe.slices):
+    for index, part in slices:
         base = part.base_model or recipe.base_model
         askers += [
             (source.model, index, source.place)
             for source in part.sources
-            if has_own_values(recipe.method, source.model, base)
+            if has_own_values(method, source.model, base)
         ]
     return askers
 

@@ -24,10 +24,12 @@ def check_keep_probability(recipe: MergeRecipe, findings: Findings) -> None:
         recipe: A recipe of any method; only those with both parameters are judged.
         findings: Receives the problems.
     """
-    row = recipe.method.parameter("epsilon")
-    if row is None or row.scope != "model" or recipe.method.parameter("density") is None:
-        return
     for model, index in _askers(recipe):
+        row = recipe.method_of(index).parameter("epsilon")
+        if row is None or row.scope != "model":
+            continue
+        if recipe.method_of(index).parameter("density") is None:
+            continue
         for tensor in _witnesses(recipe):
             density = _rule(recipe, "density", tensor, model, index)
             epsilon = _rule(recipe, "epsilon", tensor, model, index)
@@ -52,8 +54,9 @@ def _askers(recipe: MergeRecipe) -> Iterator[tuple[ModelReference, int | None]]:
         if has_own_values(recipe.method, entry.model, recipe.base_model):
             yield entry.model, None
     for index, part in enumerate(recipe.slices):
+        method = recipe.method_of(index)
         for source in part.sources:
-            if has_own_values(recipe.method, source.model, part.base_model or recipe.base_model):
+            if has_own_values(method, source.model, part.base_model or recipe.base_model):
                 yield source.model, index
 
 
@@ -75,7 +78,7 @@ def _rule(
         rule = level[name].matching(tensor) if name in level else None
         if rule is not None:
             return rule
-    raise KeyError(f"{recipe.merge_method} has no default for '{name}'")
+    raise KeyError(f"{recipe.method_of(index).name} has no default for '{name}'")
 
 
 def _breakpoints(*rules: Rule) -> list[float]:

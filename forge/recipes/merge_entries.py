@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from forge.recipes.parameters import MethodRow
 from forge.recipes.place import Place
 from forge.recipes.reference import ModelReference
 from forge.recipes.settings import Setting
@@ -48,11 +49,20 @@ class SourceEntry:
 
 @dataclass(frozen=True, slots=True)
 class SliceEntry:
-    """One item of ``slices``. ``base_model`` is ``None`` where the recipe's own holds."""
+    """One item of ``slices``.
+
+    Attributes:
+        sources: Layers of each model.
+        base_model: ``None`` where the recipe's own holds.
+        parameters: Settings of this slice; of a slice with its own method, all that hold.
+        method: Row of its own merge method, or ``None`` where the recipe's holds.
+        place: Where it stands.
+    """
 
     sources: tuple[SourceEntry, ...]
     base_model: ModelReference | None = None
     parameters: Parameters = field(default_factory=dict)
+    method: MethodRow | None = None
     place: Place = field(default_factory=Place, compare=False, repr=False)
 
 
@@ -135,6 +145,8 @@ def dump_slice(entry: SliceEntry) -> dict[str, object]:
         dumped = dump_entry(source.model, source.parameters)
         sources.append({**dumped, "layer_range": [source.start, source.end]})
     keys: dict[str, object] = {"sources": sources}
+    if entry.method is not None:
+        keys["merge_method"] = entry.method.name
     if entry.base_model is not None:
         keys["base_model"] = str(entry.base_model)
     if entry.parameters:

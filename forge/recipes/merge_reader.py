@@ -20,13 +20,13 @@ from forge.recipes.merge_entries import ModelEntry, Parameters, SliceEntry, Toke
 from forge.recipes.merge_types import DEFAULT_MAX_SHARD_SIZE, MergeRecipe
 from forge.recipes.method_rules import Group, Listed, check_base, check_group
 from forge.recipes.output_words import read_chat_template, read_dtype, read_shard_size
-from forge.recipes.parameter_reader import Level, read_parameters
+from forge.recipes.parameter_reader import Level, read_parameters, with_defaults
 from forge.recipes.parameters import MethodRow
 from forge.recipes.place import KeyPath
 from forge.recipes.reference import ModelReference
 from forge.recipes.settings import Setting
 from forge.recipes.shapes import ModelShape, ModuleShape, RecipeShape, fit
-from forge.recipes.slice_reader import ParameterReader, read_slices
+from forge.recipes.slice_reader import MethodReader, Outer, ParameterReader, read_slices
 from forge.recipes.tokenizer_reader import read_tokenizer
 
 
@@ -53,16 +53,20 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
         raise RecipeError(findings.problems)
     method = _read_method(shape.merge_method, value.get("merge_method"), methods, findings)
 
-    def read(raw: Mapping[str, object] | None, path: KeyPath, level: Level) -> dict[str, Setting]:
-        return read_parameters(raw, path, level, method=method, methods=methods, findings=findings)
+    def read(
+        raw: Mapping[str, object] | None, path: KeyPath, level: Level, row: MethodRow | None
+    ) -> dict[str, Setting]:
+        return read_parameters(raw, path, level, method=row, methods=methods, findings=findings)
+
+    def choose(name: str, path: KeyPath) -> MethodRow | None:
+        return _find_method(name, path, methods, findings)
 
     base = findings.reference(shape.base_model, ("base_model",))
-    body = _read_body(shape, value, base, read, findings, hints)
-    if method is not None:
-        for group in body.groups:
-            check_group(method, group, findings)
-        if base is not None or value.get("base_model") is None:
-            check_base(method, body.groups, findings)
+    body = _read_body(shape, value, base, method, read, choose, findings, hints)
+    for group in body.groups:
+        check_group(group, findings)
+    if base is not None or value.get("base_model") is None:
+        check_base(body.groups, findings)
 
     tokenizer = read_tokenizer(shape.tokenizer_source, shape.tokenizer, findings)
     _check_token_models(tokenizer, body.groups, findings)
@@ -77,7 +81,7 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
         base_model=base,
         models=body.models,
         slices=body.slices,
-        parameters=_with_defaults(body.parameters, method),
+        parameters=with_defaults(body.parameters, method),
         dtype=dtype,
         out_dtype=out_dtype,
         tokenizer=tokenizer,
@@ -109,13 +113,15 @@ def _read_body(
     shape: RecipeShape,
     value: Mapping[str, object],
     base: ModelReference | None,
+    method: MethodRow | None,
     read: ParameterReader,
+    choose: MethodReader,
     findings: Findings,
     hints: dict[str, str],
 ) -> _Body:
-    parameters = read(shape.parameters, ("parameters",), "global")
+    parameters = read(shape.parameters, ("parameters",), "global", method)
     module, prefix = _read_module(shape, findings)
-    for name, setting in read(module.parameters, (*prefix, "parameters"), "global").items():
+    for name, setting in read(module.parameters, (*prefix, "parameters"), "global", method).items():
         parameters[name] = setting.then(parameters.get(name))
     written = frozenset(shape.parameters or ()) | frozenset(module.parameters or ())
     models: tuple[ModelEntry, ...] = ()
@@ -125,11 +131,12 @@ def _read_body(
         _report_choice(module, value, prefix, findings)
     if module.models is not None:
         at = (*prefix, "models")
-        models, listed = _read_models(module.models, at, read, findings, hints)
-        groups.append(Group(listed, base, written, at, is_slice=False))
+        models, listed = _read_models(module.models, at, method, read, findings, hints)
+        groups.append(Group(listed, base, written, at, is_slice=False, method=method))
     if module.slices is not None:
         at = (*prefix, "slices")
-        slices, found = read_slices(module.slices, at, base, written, read, findings, hints)
+        outer = Outer(base, method, written, read, choose, findings, hints)
+        slices, found = read_slices(module.slices, at, outer)
         groups += found
     return _Body(models, slices, parameters, tuple(groups))
 
@@ -144,6 +151,12 @@ def _read_method(
                 path, "The recipe names no method. Add, say, 'merge_method: dare_ties'."
             )
         return None
+    return _find_method(name, path, methods, findings)
+
+
+def _find_method(
+    name: str, path: KeyPath, methods: Catalog[MethodRow], findings: Findings
+) -> MethodRow | None:
     if name in methods:
         return methods[name]
     known = ", ".join(methods.names())
@@ -193,6 +206,7 @@ def _report_choice(
 def _read_models(
     items: list[object],
     path: KeyPath,
+    method: MethodRow | None,
     read: ParameterReader,
     findings: Findings,
     hints: dict[str, str],
@@ -202,7 +216,7 @@ def _read_models(
     for index, item in enumerate(items):
         at = (*path, index)
         shape = fit(ModelShape, item, at, findings, hints=hints)
-        parameters = read(shape.parameters, (*at, "parameters"), "model")
+        parameters = read(shape.parameters, (*at, "parameters"), "model", method)
         model = findings.reference(shape.model, (*at, "model"))
         if isinstance(item, dict) and item.get("model") is None:
             findings.missing((*at, "model"), "This item names no model. Add 'model: ...'.")
@@ -224,15 +238,3 @@ def _check_token_models(
                 f"{entry.model} is not merged by this recipe. Take the embedding from one of "
                 "its models.",
             )
-
-
-def _with_defaults(parameters: Parameters, method: MethodRow) -> Parameters:
-    """End every parameter in its default, so that a recipe says all that it means."""
-    filled: dict[str, Setting] = {}
-    for row in method.parameters:
-        setting = parameters.get(row.name, Setting())
-        if row.default is not None:
-            setting = setting.then(Setting.constant(row.default))
-        if setting.rules:
-            filled[row.name] = setting
-    return filled

@@ -46,6 +46,7 @@ class OutputSlice:
     index: int
     sources: tuple[OutputSource, ...]
     base_model: ModelReference | None
+    method: MethodRow
 
     @property
     def num_layers(self) -> int:
@@ -98,6 +99,19 @@ class MergeRecipe:
         return self.method.name
 
     @property
+    def methods(self) -> tuple[MethodRow, ...]:
+        """Every method that is used: the recipe's, and those of slices, each once."""
+        own = [entry.method for entry in self.slices if entry.method is not None]
+        rows = [self.method, *own]
+        return tuple({row.name: row for row in rows}.values())
+
+    def method_of(self, slice_index: int | None) -> MethodRow:
+        """Return the method of an output slice; for ``models``, the recipe's."""
+        if slice_index is None or not self.slices:
+            return self.method
+        return self.slices[slice_index].method or self.method
+
+    @property
     def max_shard_bytes(self) -> int:
         """Largest weight file to write, in bytes."""
         return parse_size(self.max_shard_size)
@@ -144,6 +158,7 @@ class MergeRecipe:
                 index,
                 tuple(OutputSource(item.model, item.start, item.end) for item in entry.sources),
                 entry.base_model or self.base_model,
+                self.method_of(index),
             )
             for index, entry in enumerate(self.slices)
         )
@@ -151,13 +166,13 @@ class MergeRecipe:
     def _whole(self, num_layers: Mapping[ModelReference, int]) -> OutputSlice:
         counts = {model: num_layers[model] for model in self.references()}
         if len(set(counts.values())) > 1:
-            listing = ", ".join(f"{model} has {count}" for model, count in counts.items())
+            listing = ", ".join(f"{model} has {count} layers" for model, count in counts.items())
             raise IncompatibleError(
-                f"The models have different numbers of layers: {listing}. Merge models of one "
-                "architecture, or choose layers with 'slices'."
+                f"{listing}: merge models with the same number of layers, or choose layers with "
+                "'slices'."
             )
         sources = tuple(OutputSource(model, 0, count) for model, count in counts.items())
-        return OutputSlice(0, sources, self.base_model)
+        return OutputSlice(0, sources, self.base_model, self.method)
 
     def _sources(self) -> Iterator[SourceEntry]:
         for entry in self.slices:
@@ -191,8 +206,9 @@ class MergeRecipe:
         Raises:
             KeyError: The method has no such parameter.
         """
-        if self.method.parameter(parameter) is None:
-            raise KeyError(f"{self.merge_method} has no parameter '{parameter}'")
+        method = self.method_of(slice_index)
+        if method.parameter(parameter) is None:
+            raise KeyError(f"{method.name} has no parameter '{parameter}'")
         for level in self.levels(model=model, slice_index=slice_index):
             setting = level.get(parameter)
             found = None if setting is None else setting.value(tensor, position)
@@ -217,6 +233,9 @@ class MergeRecipe:
             entry = self.slices[slice_index]
             found += [item.parameters for item in entry.sources if item.model == model]
             found.append(entry.parameters)
+            if entry.method is not None:
+                # What stands at the top is meant for another method.
+                return tuple(found)
         found += [item.parameters for item in self.models if item.model == model]
         return (*found, self.parameters)
 

@@ -13,8 +13,6 @@ from forge.recipes.parameters import MethodRow
 from forge.recipes.place import KeyPath
 from forge.recipes.reference import ModelReference
 
-"""Methods that treat the base, when there is one, as one more model to be merged."""
-
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -41,6 +39,8 @@ class Group:
         outer: Names of the parameters written at the outer levels.
         path: Where the group stands.
         is_slice: Whether it is a slice, to which the base is not added.
+        method: How they are merged, or ``None`` when that could not be read.
+        has_own_method: Whether it is a slice that names a method other than the recipe's.
     """
 
     listed: tuple[Listed, ...]
@@ -48,10 +48,25 @@ class Group:
     outer: frozenset[str]
     path: KeyPath
     is_slice: bool
+    method: MethodRow | None
+    has_own_method: bool = False
+
+    @property
+    def method_path(self) -> KeyPath:
+        """Where its method is named."""
+        return (*self.path, "merge_method") if self.has_own_method else ("merge_method",)
+
+    @property
+    def parameters_path(self) -> KeyPath:
+        """Where parameters for all of its models are written."""
+        return (*self.path, "parameters") if self.has_own_method else ("parameters",)
 
 
-def check_group(method: MethodRow, group: Group, findings: Findings) -> None:
+def check_group(group: Group, findings: Findings) -> None:
     """Report models listed twice, too few or many models, and missing parameters."""
+    method = group.method
+    if method is None:
+        return
     are_distinct = _check_repeats(group.listed, findings)
     if any(item.model is None for item in group.listed):
         return
@@ -66,18 +81,22 @@ def has_own_values(method: MethodRow, model: ModelReference, base: ModelReferenc
     return model != base or method.base_is_merged
 
 
-def check_base(method: MethodRow, groups: Sequence[Group], findings: Findings) -> None:
-    """Report a base that the method needs or does not take, once for the whole recipe."""
+def check_base(groups: Sequence[Group], findings: Findings) -> None:
+    """Report a base that a method needs or does not take, once for the whole recipe."""
     path: KeyPath = ("base_model",)
-    if method.base == "forbidden" and any(group.base is not None for group in groups):
-        findings.add(path, f"{method.name} takes no base model. Remove 'base_model'.")
-    elif method.base == "required" and any(group.base is None for group in groups):
-        findings.missing(
-            path,
-            f"{method.name} needs a base model. Add 'base_model: ...', the model from which the "
-            "others were fine-tuned.",
-            at=("merge_method",),
-        )
+    for group in groups:
+        method = group.method
+        if method is None:
+            continue
+        if method.base == "forbidden" and group.base is not None:
+            findings.add(path, f"{method.name} takes no base model. Remove 'base_model'.")
+        elif method.base == "required" and group.base is None:
+            findings.missing(
+                path,
+                f"{method.name} needs a base model. Add 'base_model: ...', the model from which "
+                "the others were fine-tuned.",
+                at=group.method_path,
+            )
 
 
 def _check_repeats(listed: Iterable[Listed], findings: Findings) -> bool:
@@ -149,14 +168,15 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
     for row in method.parameters:
         if not row.required or row.name in group.outer:
             continue
-        if ("parameters", row.name) in findings.misspelt:
+        if (*group.parameters_path, row.name) in findings.misspelt:
             continue
+        whose = "this slice's" if group.has_own_method else "the top-level"
         needs = f"{method.name} needs it ({row.name}: {row.meaning})"
         if row.scope == "global":
             findings.missing(
-                ("parameters", row.name),
-                f"{needs}. Add it to the top-level 'parameters'.",
-                at=("merge_method",),
+                (*group.parameters_path, row.name),
+                f"{needs}. Add it to {whose} 'parameters'.",
+                at=group.method_path,
             )
             continue
         if group.base is None and method.base == "required":
@@ -167,7 +187,7 @@ def _check_required(method: MethodRow, group: Group, findings: Findings) -> None
             if row.name not in item.given:
                 findings.missing(
                     (*item.path, "parameters", row.name),
-                    f"{needs}. Write it here, or once for all in the top-level 'parameters'.",
+                    f"{needs}. Write it here, or once for all in {whose} 'parameters'.",
                 )
         listed = [item.model for item in group.listed]
         is_added = not group.is_slice and group.base is not None and group.base not in listed

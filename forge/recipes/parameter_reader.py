@@ -62,6 +62,23 @@ def read_parameters(
     return settings
 
 
+def with_defaults(parameters: Mapping[str, Setting], method: MethodRow) -> dict[str, Setting]:
+    """End every parameter in its default, so that a recipe says all that it means.
+
+    Args:
+        parameters: What is written.
+        method: Whose defaults.
+    """
+    filled: dict[str, Setting] = {}
+    for row in method.parameters:
+        setting = parameters.get(row.name, Setting())
+        if row.default is not None:
+            setting = setting.then(Setting.constant(row.default))
+        if setting.rules:
+            filled[row.name] = setting
+    return filled
+
+
 def _foreign(path: KeyPath, owners: list[str], method: MethodRow, findings: Findings) -> str:
     own = [row.name for row in method.parameters]
     takes = f"takes {', '.join(own)}" if own else "takes no parameters"

@@ -79,6 +79,7 @@ class SliceShape(Shape):
     """An item of ``slices``."""
 
     sources: list[object] | None = Field(None, description="a list of '- model: ...' items")
+    merge_method: Text | None = Field(None, description="the name of a method, such as 'slerp'")
     base_model: Model = None
     residual_weight: float | int | None = Field(None, description="a number")
     parameters: Levels = None

@@ -3,87 +3,129 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from forge.recipes.findings import Findings
 from forge.recipes.merge_entries import SliceEntry, SourceEntry
 from forge.recipes.method_rules import Group, Listed
-from forge.recipes.parameter_reader import Level
+from forge.recipes.parameter_reader import Level, with_defaults
+from forge.recipes.parameters import MethodRow
 from forge.recipes.place import KeyPath
 from forge.recipes.reference import ModelReference
 from forge.recipes.settings import Setting
 from forge.recipes.shapes import SliceShape, SourceShape, fit
 
-_ONE_METHOD = "A recipe has one merge_method, at the top; make two recipes."
-
 
 class ParameterReader(Protocol):
-    """Reads one ``parameters`` mapping at a level."""
+    """Reads one ``parameters`` mapping at a level, against a method."""
 
     def __call__(
-        self, raw: Mapping[str, object] | None, path: KeyPath, level: Level, /
+        self,
+        raw: Mapping[str, object] | None,
+        path: KeyPath,
+        level: Level,
+        method: MethodRow | None,
+        /,
     ) -> dict[str, Setting]: ...
 
 
+class MethodReader(Protocol):
+    """Looks up the name of a method, and reports one that is not known."""
+
+    def __call__(self, name: str, path: KeyPath, /) -> MethodRow | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """What stands around the slices.
+
+    Attributes:
+        base: The recipe's base model.
+        method: The recipe's method, or ``None`` when it could not be read.
+        written: Names of the parameters written at the outer levels.
+        read: Reads parameters.
+        choose: Reads the name of a method.
+        findings: Receives every problem.
+        hints: What to do about parameters written outside ``parameters``.
+    """
+
+    base: ModelReference | None
+    method: MethodRow | None
+    written: frozenset[str]
+    read: ParameterReader
+    choose: MethodReader
+    findings: Findings
+    hints: dict[str, str]
+
+
 def read_slices(
-    items: list[object],
-    path: KeyPath,
-    base: ModelReference | None,
-    outer: frozenset[str],
-    read: ParameterReader,
-    findings: Findings,
-    hints: dict[str, str],
+    items: list[object], path: KeyPath, outer: Outer
 ) -> tuple[tuple[SliceEntry, ...], list[Group]]:
     """Read ``slices``.
+
+    A slice that names its own ``merge_method`` is on its own: parameters at the top are meant for
+    the recipe's method and do not reach it, so that a name that both methods have is never read
+    for the wrong one.
 
     Args:
         items: The list.
         path: Where it stands.
-        base: The recipe's base model.
-        outer: Names of the parameters written at the outer levels.
-        read: Reads parameters.
-        findings: Receives every problem.
-        hints: What to do about parameters written outside ``parameters``.
+        outer: What stands around it.
 
     Returns:
         The slices that could be read, and the groups of models for the method's rules.
     """
+    findings = outer.findings
     entries: list[SliceEntry] = []
     groups: list[Group] = []
     if not items:
         findings.add(path, "This list is empty. Add a slice: '- sources: ...'.")
     for index, item in enumerate(items):
         at = (*path, index)
-        shape = fit(SliceShape, item, at, findings, hints={**hints, "merge_method": _ONE_METHOD})
+        shape = fit(SliceShape, item, at, findings, hints=outer.hints)
         if shape.residual_weight is not None:
             findings.notices.append("'residual_weight' has no effect; mergekit ignores it as well.")
         own_base = findings.reference(shape.base_model, (*at, "base_model"))
-        parameters = read(shape.parameters, (*at, "parameters"), "slice")
+        name = shape.merge_method
+        method = outer.method if name is None else outer.choose(name, (*at, "merge_method"))
+        is_own = name is not None and method != outer.method
+        parameters = outer.read(shape.parameters, (*at, "parameters"), "slice", method)
         if isinstance(item, dict) and not item.get("sources"):
             findings.missing((*at, "sources"), "This slice has no sources. Add 'sources: ...'.")
             continue
         if shape.sources is None:
             continue
-        sources, listed = _read_sources(shape.sources, (*at, "sources"), read, findings, hints)
-        written = outer | frozenset(shape.parameters or ())
-        groups.append(Group(listed, own_base or base, written, at, is_slice=True))
-        entries.append(SliceEntry(sources, own_base, parameters, findings.place(at)))
+        sources, listed = _read_sources(shape.sources, (*at, "sources"), method, outer)
+        written = frozenset(shape.parameters or ())
+        if not is_own:
+            written |= outer.written
+        groups.append(
+            Group(
+                listed, own_base or outer.base, written, at,
+                is_slice=True, method=method, has_own_method=is_own,
+            )
+        )  # fmt: skip
+        if is_own and method is not None:
+            parameters = with_defaults(parameters, method)
+        entries.append(
+            SliceEntry(
+                sources, own_base, parameters, method if is_own else None, findings.place(at)
+            )
+        )
     return tuple(entries), groups
 
 
 def _read_sources(
-    items: list[object],
-    path: KeyPath,
-    read: ParameterReader,
-    findings: Findings,
-    hints: dict[str, str],
+    items: list[object], path: KeyPath, method: MethodRow | None, outer: Outer
 ) -> tuple[tuple[SourceEntry, ...], tuple[Listed, ...]]:
+    findings = outer.findings
     entries: list[SourceEntry] = []
     listed: list[Listed] = []
     for index, item in enumerate(items):
         at = (*path, index)
-        shape = fit(SourceShape, item, at, findings, hints=hints)
-        parameters = read(shape.parameters, (*at, "parameters"), "model")
+        shape = fit(SourceShape, item, at, findings, hints=outer.hints)
+        parameters = outer.read(shape.parameters, (*at, "parameters"), "model", method)
         model = findings.reference(shape.model, (*at, "model"))
         if isinstance(item, dict):
             if item.get("model") is None:

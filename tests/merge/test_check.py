@@ -123,7 +123,10 @@ def test_architectures_must_agree(tmp_path: Path) -> None:
     base = tiny_checkpoint(tmp_path / "a")
     other = tiny_checkpoint(tmp_path / "b", model_type="mistral")
     message = alone(check(task(base, other)), "architecture")
-    assert message.startswith(f"{base} is of the architecture 'llama', but {other} is 'mistral'.")
+    assert message == (
+        f"{base} is a 'llama' model but {other} is a 'mistral' model: one config.json cannot "
+        "describe both, so merge models of one architecture."
+    )
     # Not even a stack: one config.json cannot describe both.
     assert alone(check(stack((base, 0, 1), (other, 1, 2))), "architecture")
 
@@ -249,13 +252,16 @@ def test_shapes_are_grouped(tmp_path: Path) -> None:
     base = tiny_checkpoint(tmp_path / "a")
     other = tiny_checkpoint(tmp_path / "b", hidden=24)
     report = check(task(base, other))
-    assert only(report, "shapes").message.startswith(
+    # The sizes say it all; 21 tensors of other shapes are what follows from them.
+    message = alone(report, "structure")
+    assert f"hidden_size is 16 in {base} but 24 in {other}; " in message
+    assert f"intermediate_size is 32 in {base} but 48 in {other}" in message
+    for root in (base, other):
+        configure(root, hidden_size=None, intermediate_size=None, head_dim=None)
+    assert alone(check(task(base, other)), "shapes").startswith(
         f"'model.embed_tokens.weight' is [32, 16] in {base} but [32, 24] in {other}, and 20 more "
         "tensors differ."
     )
-    message = only(report, "structure").message
-    assert f"hidden_size is 16 in {base} but 24 in {other}; " in message
-    assert f"intermediate_size is 32 in {base} but 48 in {other}" in message
 
 
 def test_heads_that_shapes_do_not_show(pair: tuple[Path, Path]) -> None:
@@ -348,18 +354,48 @@ def test_chat_templates(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_tied_and_untied(tmp_path: Path) -> None:
     base, other = tiny_checkpoint(tmp_path / "a", tie=True), tiny_checkpoint(tmp_path / "b")
-    for recipe, lead in ((task(base, other), base), (task(other, base), other)):
-        message = alone(check(recipe), "tied-mismatch")
-        assert message.startswith(
-            f"{base} uses its embedding as the head (tie_word_embeddings), but {other} has a head "
-            f"of its own. The result has one config.json: with that of {lead}, the other's head"
+    for recipe in (task(base, other), task(other, base)):
+        assert alone(check(recipe), "tied-mismatch", "notice") == (
+            f"{base} is tied (the embedding is the head) but {other} is not, so the result is "
+            "untied: its head is merged of the tied embedding and the other heads, and "
+            "tie_word_embeddings is written as false."
         )
 
 
 def test_a_tied_stack_looks_at_its_ends_alone(tmp_path: Path) -> None:
     tied, other = tiny_checkpoint(tmp_path / "a", tie=True), tiny_checkpoint(tmp_path / "b")
     assert check(stack((tied, 0, 1), (other, 0, 1), (tied, 1, 2))).findings == ()
-    assert alone(check(stack((tied, 0, 1), (other, 1, 2))), "tied-mismatch")
+    message = alone(check(stack((tied, 0, 1), (other, 1, 2))), "tied-mismatch", "notice")
+    assert "so the result is untied" in message
+    message = alone(check(stack((other, 0, 1), (tied, 1, 2))), "tied-mismatch", "notice")
+    assert "so the result is untied" in message
+
+
+def test_a_tied_stack_says_whose_head_it_has(tmp_path: Path) -> None:
+    first = tiny_checkpoint(tmp_path / "a", tie=True)
+    last = tiny_checkpoint(tmp_path / "b", tie=True, tune=1)
+    assert alone(check(stack((first, 0, 1), (last, 1, 2))), "tied-stack", "notice") == (
+        f"The result is tied, so its head is the embedding of {first}, not that of {last}, whose "
+        "layers come last."
+    )
+
+
+def test_a_config_that_is_tied_otherwise_than_the_ends(tmp_path: Path) -> None:
+    tied, other = tiny_checkpoint(tmp_path / "a", tie=True), tiny_checkpoint(tmp_path / "b")
+    # linear merges no base that is not listed, but takes its config.json.
+    for base, model, word, flag in (
+        (tied, other, "untied", "false"),
+        (other, tied, "tied", "true"),
+    ):
+        recipe = {
+            "merge_method": "passthrough",
+            "base_model": str(base),
+            "slices": [{"sources": [{"model": str(model), "layer_range": [0, 2]}]}],
+        }
+        assert alone(check(recipe), "tied-mismatch", "notice") == (
+            f"The result is {word}, as {model} is, of which its embedding and head are made: "
+            f"tie_word_embeddings is written as {flag}, not as in the config.json of {base}."
+        )
 
 
 def test_a_head_that_is_missing(pair: tuple[Path, Path]) -> None:
@@ -610,8 +646,8 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     (other / "chat_template.jinja").write_text("{{ other }}")
     report = check(task(base, other, parameters={"normalize": [{"filter": "x_y", "value": True}]}))
     assert [finding.code for finding in report.findings] == [
-        "structure", "activation", "tied-mismatch", "shapes", "tokenizer", "dead-filter",
-        "rope", "chat-template", "mixed-types", "narrowed",
+        "structure", "activation", "tokenizer", "dead-filter",
+        "rope", "chat-template", "tied-mismatch", "mixed-types", "narrowed",
     ]  # fmt: skip
     assert np.all([len(finding.message) < 800 for finding in report.findings])
 

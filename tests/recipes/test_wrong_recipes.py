@@ -34,10 +34,45 @@ WRONG = {
     "unknown key in a slice": (
         SLERP,
         "  - sources:",
-        "  - merge_method: ties\n    sources:",
+        "  - layers: 3\n    sources:",
+        2,
+        "slices[0].layers",
+        "Known here: sources, merge_method",
+    ),
+    "unknown method of a slice": (
+        SLERP,
+        "  - sources:",
+        "  - merge_method: sler\n    sources:",
         2,
         "slices[0].merge_method",
-        "one merge_method, at the top",
+        "mean 'slerp'",
+    ),
+    "method of a slice without its parameter": (
+        STACK,
+        "  - sources:\n      - {model: b, layer_range: [2, 6]}",
+        "  - merge_method: slerp\n    base_model: b\n    sources:\n"
+        "      - {model: b, layer_range: [2, 6]}\n      - {model: a, layer_range: [2, 6]}",
+        5,
+        "slices[1].parameters.t",
+        "Add it to this slice's 'parameters'",
+    ),
+    "method of a slice without a base": (
+        STACK,
+        "  - sources:\n      - {model: b, layer_range: [2, 6]}",
+        "  - merge_method: slerp\n    parameters: {t: 0.5}\n    sources:\n"
+        "      - {model: b, layer_range: [2, 6]}\n      - {model: a, layer_range: [2, 6]}",
+        5,
+        "base_model",
+        "slerp needs a base model",
+    ),
+    "parameter of the recipe's method in a slice of another": (
+        STACK,
+        "  - sources:\n      - {model: b, layer_range: [2, 6]}",
+        "  - merge_method: linear\n    parameters: {weight: 1, scale: 2}\n    sources:\n"
+        "      - {model: b, layer_range: [2, 6]}",
+        6,
+        "slices[1].parameters.scale",
+        "linear has no such parameter; it takes weight, normalize. 'scale' is for passthrough.",
     ),
     "unknown key in a source": (
         SLERP,

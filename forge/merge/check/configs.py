@@ -67,8 +67,8 @@ def check_same_models(
         subjects: Every model.
         notes: Receives the findings.
     """
-    is_pair = recipe.method.max_models is not None
     for part in slices:
+        is_pair = part.method.max_models is not None
         places: dict[object, tuple[ModelReference, int]] = {}
         for model, start in contributors(recipe, part).items():
             place = (subjects[model].checkpoint.root.resolve(), str(model.lora), start)
@@ -79,8 +79,7 @@ def check_same_models(
             if is_pair:
                 notes.error(
                     "same-model",
-                    f"{text}, so {recipe.merge_method} would return that model. Name the other "
-                    "model.",
+                    f"{text}, so {part.method.name} would return that model. Name the other model.",
                 )
             else:
                 notes.warning(
@@ -93,7 +92,7 @@ def check_configs(
     slices: tuple[OutputSlice, ...],
     subjects: Mapping[ModelReference, Subject],
     notes: Notebook,
-) -> None:
+) -> frozenset[ModelReference]:
     """Report differences between the configurations that the result cannot express.
 
     Args:
@@ -101,21 +100,28 @@ def check_configs(
         slices: The runs of layers of the result.
         subjects: Every model.
         notes: Receives the findings.
+
+    Returns:
+        Models of another structure than the result's; that their tensors have other shapes, or are
+        others, is a consequence that need not be told again, tensor by tensor.
     """
     lead = subjects[leader(recipe)]
+    misfits: set[ModelReference] = set()
     models = dict.fromkeys(model for part in slices for model in contributors(recipe, part))
     for model in models:
         if model == lead.reference:
             continue
         other = subjects[model]
-        _check_structure(lead, other, notes)
+        if _check_structure(lead, other, notes):
+            misfits.add(model)
         _check_activation(lead, other, notes)
         _check_soft(lead, other, notes)
         _check_rest(lead, other, notes)
     _check_layer_lists(recipe, slices, subjects, notes)
+    return frozenset(misfits)
 
 
-def _check_structure(lead: Subject, other: Subject, notes: Notebook) -> None:
+def _check_structure(lead: Subject, other: Subject, notes: Notebook) -> bool:
     differences = []
     for keys in _STRUCTURE:
         (key, ours), (_, theirs) = _structure(lead, keys), _structure(other, keys)
@@ -125,9 +131,10 @@ def _check_structure(lead: Subject, other: Subject, notes: Notebook) -> None:
         text = "; ".join(differences).replace("{other}", str(other.reference))
         notes.error(
             "structure",
-            f"{text}. The result has the config.json of {lead.reference}, which would misread the "
-            "weights of the other. Merge models of one architecture and size.",
+            f"{text}: the config.json of {lead.reference}, which the result has, would misread the "
+            "other's weights, so merge models of one architecture and size.",
         )
+    return bool(differences)
 
 
 def _structure(subject: Subject, keys: tuple[str, ...]) -> tuple[str, object]:

@@ -20,7 +20,7 @@ from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
 from forge.merge.check.configs import check_configs, check_same_models
-from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, some
+from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
 from forge.merge.check.resources import check_resources
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
@@ -70,9 +70,9 @@ def check_merge(
     if slices is not None:
         tensors = written_tensors(recipe, slices, subjects)
         check_same_models(recipe, slices, subjects, notes)
-        check_configs(recipe, slices, subjects, notes)
+        misfits = check_configs(recipe, slices, subjects, notes)
         if not notes.has("quantized"):
-            check_tensors(recipe, slices, subjects, tensors, notes)
+            check_tensors(recipe, slices, subjects, tensors, notes, misfits=misfits)
         check_tokenizers(recipe, vocabulary_models(recipe, slices), subjects, notes)
         check_special_ids(recipe, vocabulary_models(recipe, slices), checkpoints, notes)
         check_filters(recipe, tensors, notes)
@@ -148,12 +148,11 @@ def _slices(
     lead = leader(recipe)
     others = [model for model in models if kinds[model] != kinds[lead]]
     if others:
-        listing = ", ".join(f"{model} is '{kinds[model]}'" for model in others)
+        listing = listed(f"{model} is a '{kinds[model]}' model" for model in others)
         notes.error(
             "architecture",
-            f"{lead} is of the architecture '{kinds[lead]}', but {listing}. The result has one "
-            "config.json, which would misread the others' tensors. Merge models of one "
-            "architecture.",
+            f"{lead} is a '{kinds[lead]}' model but {listing}: one config.json cannot describe "
+            "both, so merge models of one architecture.",
         )
         return None
     try:

@@ -14,6 +14,7 @@ from forge.architectures.table import Architecture
 from forge.architectures.written import is_buffer, is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header import TensorInfo
+from forge.merge.heads import head_names, head_of, is_head_weight
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 from forge.recipes.settings import layer_position
@@ -43,6 +44,10 @@ class Subject:
     def tied(self) -> bool:
         """Whether its configuration ties the head to the embedding."""
         return self.architecture.is_tied(self.checkpoint.config)
+
+    def own_name(self, name: str) -> str:
+        """Return its tensor that enters the place of a tensor of the result, outside layers."""
+        return head_of(name, self.architecture, tied=self.tied, names=self.others)
 
     @property
     def text_config(self) -> Mapping[str, object]:
@@ -120,10 +125,10 @@ def contributors(recipe: MergeRecipe, part: OutputSlice) -> dict[ModelReference,
         part: One of its output slices.
     """
     starts = {source.model: source.start for source in part.sources}
-    if recipe.models and recipe.method.base_is_merged:
+    if recipe.models and part.method.base_is_merged:
         starts = {entry.model: starts[entry.model] for entry in recipe.models}
     base = part.base_model
-    if base is None or (base not in starts and recipe.method.base_is_merged):
+    if base is None or (base not in starts and part.method.base_is_merged):
         return starts
     return {base: starts.get(base, part.sources[0].start), **starts}
 
@@ -152,6 +157,7 @@ def written_tensors(
         Embedding side first, then the layers in order, then norm and head.
     """
     lead = subjects[leader(recipe)]
+    tied = is_result_tied(recipe, slices, subjects)
     late = frozenset((*lead.architecture.heads, *lead.architecture.final_norms))
     written = _outside(recipe, slices[0], subjects, lambda name: name not in late)
     number = 0
@@ -163,9 +169,25 @@ def written_tensors(
         recipe,
         slices[-1],
         subjects,
-        lambda name: name in late and is_written(name, lead.architecture, tied=lead.tied),
+        lambda name: name in late and is_written(name, lead.architecture, tied=tied),
     )
     return tuple(written)
+
+
+def is_result_tied(
+    recipe: MergeRecipe,
+    slices: tuple[OutputSlice, ...],
+    subjects: Mapping[ModelReference, Subject],
+) -> bool:
+    """Return whether the result's head shares the embedding's weights: see ``merge/heads``.
+
+    Args:
+        recipe: The recipe.
+        slices: The runs of layers of the result.
+        subjects: Every model of the slices.
+    """
+    ends = (*contributors(recipe, slices[0]), *contributors(recipe, slices[-1]))
+    return all(subjects[model].tied for model in ends)
 
 
 def _outside(
@@ -174,13 +196,23 @@ def _outside(
     subjects: Mapping[ModelReference, Subject],
     belongs: Callable[[str], bool],
 ) -> list[WrittenTensor]:
-    others = {model: subjects[model].others for model in contributors(recipe, part)}
-    names = dict.fromkeys(name for tensors in others.values() for name in tensors)
-    return [
-        _tensor(part, name, {model: (name, tensors) for model, tensors in others.items()})
-        for name in names
-        if belongs(name)
-    ]
+    models = [subjects[model] for model in contributors(recipe, part)]
+    names = dict.fromkeys(
+        name
+        for model in models
+        for name in model.others
+        if not (model.tied and is_head_weight(name, model.architecture))
+    )
+    heads = head_names(models[0].architecture, [(m.tied, m.others) for m in models])
+    if all(model.tied for model in models):
+        names.update(dict.fromkeys(heads))
+    written = []
+    for name in filter(belongs, names):
+        own = [(model.reference, model.own_name(name), model.others) for model in models]
+        inputs = tuple((model, held[its]) for model, its, held in own if its in held)
+        missing = tuple((model, its) for model, its, held in own if its not in held)
+        written.append(WrittenTensor(name, part.index, 0.0, None, inputs, missing))
+    return written
 
 
 def _layer(
@@ -194,44 +226,22 @@ def _layer(
     architecture = subjects[leader(recipe)].architecture
     position = layer_position(offset, part.num_layers)
     starts = contributors(recipe, part)
-    tensors = {
-        model: {
-            architecture.with_layer(name, start + offset): info
-            for name, info in subjects[model].layers.get(start + offset, {}).items()
-        }
-        for model, start in starts.items()
+    held = {
+        model: subjects[model].layers.get(start + offset, {}) for model, start in starts.items()
     }
-    names = dict.fromkeys(
-        architecture.with_layer(name, 0) for layer in tensors.values() for name in layer
-    )
+    names = dict.fromkeys(name for layer in held.values() for name in layer)
     return [
-        _tensor(
-            part,
+        WrittenTensor(
             architecture.with_layer(name, number),
-            {
-                model: (architecture.with_layer(name, start + offset), tensors[model])
-                for model, start in starts.items()
-            },
-            layer=number,
-            position=position,
+            part.index,
+            position,
+            number,
+            tuple((model, layer[name]) for model, layer in held.items() if name in layer),
+            tuple(
+                (model, architecture.with_layer(name, starts[model] + offset))
+                for model, layer in held.items()
+                if name not in layer
+            ),
         )
         for name in names
     ]
-
-
-def _tensor(
-    part: OutputSlice,
-    name: str,
-    places: Mapping[ModelReference, tuple[str, Mapping[str, TensorInfo]]],
-    *,
-    layer: int | None = None,
-    position: float = 0.0,
-) -> WrittenTensor:
-    return WrittenTensor(
-        name,
-        part.index,
-        position,
-        layer,
-        tuple((model, held[own]) for model, (own, held) in places.items() if own in held),
-        tuple((model, own) for model, (own, held) in places.items() if own not in held),
-    )

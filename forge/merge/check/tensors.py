@@ -9,7 +9,14 @@ from typing import Final
 from forge.checkpoints.header import TensorInfo
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.merge.check.report import Notebook, listed, some
-from forge.merge.check.stack import Subject, WrittenTensor, leader, vocabulary_models
+from forge.merge.check.stack import (
+    Subject,
+    WrittenTensor,
+    contributors,
+    is_result_tied,
+    leader,
+    vocabulary_models,
+)
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 
@@ -25,6 +32,8 @@ def check_tensors(
     subjects: Mapping[ModelReference, Subject],
     tensors: Sequence[WrittenTensor],
     notes: Notebook,
+    *,
+    misfits: frozenset[ModelReference] = frozenset(),
 ) -> None:
     """Report tensors that are missing, misshapen, or of types that do not go together.
 
@@ -34,19 +43,15 @@ def check_tensors(
         subjects: Every model.
         tensors: What will be written.
         notes: Receives the findings.
+        misfits: Models whose configurations tell already that their tensors cannot fit.
     """
     for subject in subjects.values():
         _check_layers(subject, notes)
-    heads = set(subjects[leader(recipe)].architecture.heads)
-    is_tie_clear = _check_ties(vocabulary_models(recipe, slices), subjects, notes)
+    _note_ties(recipe, slices, subjects, notes)
     for model in vocabulary_models(recipe, slices):
         _check_head(subjects[model], notes)
-    _check_missing(
-        [tensor for tensor in tensors if is_tie_clear or tensor.name not in heads],
-        subjects,
-        notes,
-    )
-    _check_shapes(recipe, subjects[leader(recipe)], tensors, notes)
+    _check_missing(tensors, subjects, misfits, notes)
+    _check_shapes(recipe, subjects[leader(recipe)], tensors, misfits, notes)
     _check_types(recipe, tensors, notes)
 
 
@@ -84,23 +89,48 @@ def _check_layers(subject: Subject, notes: Notebook) -> None:
         )
 
 
-def _check_ties(
-    models: Sequence[ModelReference], subjects: Mapping[ModelReference, Subject], notes: Notebook
-) -> bool:
-    """Compare whether heads share the embeddings' weights; return whether all models agree."""
-    lead = models[0]
-    others = [model for model in models[1:] if subjects[model].tied != subjects[lead].tied]
-    if not others:
-        return True
-    tied, untied = (lead, others[0]) if subjects[lead].tied else (others[0], lead)
-    notes.error(
-        "tied-mismatch",
-        f"{tied} uses its embedding as the head (tie_word_embeddings), but {untied} has a head of "
-        f"its own. The result has one config.json: with that of {lead}, the other's head would be "
-        "lost or made up. Merge models that agree, or untie the tied one first (save it with a "
-        f"copy of the embedding as '{subjects[lead].architecture.heads[0]}').",
-    )
-    return False
+def _note_ties(
+    recipe: MergeRecipe,
+    slices: tuple[OutputSlice, ...],
+    subjects: Mapping[ModelReference, Subject],
+    notes: Notebook,
+) -> None:
+    """Say what becomes of the head where some models share it with the embedding."""
+    models = vocabulary_models(recipe, slices)
+    tied = [model for model in models if subjects[model].tied]
+    untied = [model for model in models if not subjects[model].tied]
+    lead, is_tied = models[0], is_result_tied(recipe, slices, subjects)
+    first, last = contributors(recipe, slices[0]), contributors(recipe, slices[-1])
+    ends = {*first, *last}
+    if tied and untied and not is_tied and ends.intersection(tied):
+        notes.notice(
+            "tied-mismatch",
+            f"{listed(tied)} {_verb(tied)} tied (the embedding is the head) but {listed(untied)} "
+            f"{_verb(untied)} not, so the result is untied: its head is merged of the tied "
+            "embedding and the other heads, and tie_word_embeddings is written as false.",
+        )
+    elif tied and untied:
+        agreeing, word = (tied, "tied") if is_tied else (untied, "untied")
+        notes.notice(
+            "tied-mismatch",
+            f"The result is {word}, as {listed(agreeing)} {_verb(agreeing)}, of which its "
+            f"embedding and head are made: tie_word_embeddings is written as {_json(is_tied)}, "
+            f"not as in the config.json of {lead}.",
+        )
+    elif is_tied and list(first) != list(last):
+        notes.notice(
+            "tied-stack",
+            f"The result is tied, so its head is the embedding of {listed(first)}, not that of "
+            f"{listed(last)}, whose layers come last.",
+        )
+
+
+def _json(flag: bool) -> str:
+    return "true" if flag else "false"
+
+
+def _verb(models: Sequence[ModelReference]) -> str:
+    return "is" if len(models) == 1 else "are"
 
 
 def _check_head(subject: Subject, notes: Notebook) -> None:
@@ -121,6 +151,7 @@ def _check_head(subject: Subject, notes: Notebook) -> None:
 def _check_missing(
     tensors: Sequence[WrittenTensor],
     subjects: Mapping[ModelReference, Subject],
+    misfits: frozenset[ModelReference],
     notes: Notebook,
 ) -> None:
     gaps = {model: _gaps(subject) for model, subject in subjects.items()}
@@ -128,6 +159,8 @@ def _check_missing(
     for tensor in tensors:
         for model, name in tensor.missing:
             # Of a layer that is missing altogether, the layer was reported.
+            if misfits & {model, tensor.inputs[0][0]}:
+                continue
             if subjects[model].architecture.layer_of(name) not in gaps[model]:
                 holder = tensor.inputs[0][0]
                 lacking.setdefault((model, holder), []).append(name)
@@ -155,7 +188,11 @@ def _hint(names: Sequence[str], subject: Subject) -> str:
 
 
 def _check_shapes(
-    recipe: MergeRecipe, lead: Subject, tensors: Sequence[WrittenTensor], notes: Notebook
+    recipe: MergeRecipe,
+    lead: Subject,
+    tensors: Sequence[WrittenTensor],
+    misfits: frozenset[ModelReference],
+    notes: Notebook,
 ) -> None:
     shapes: dict[tuple[ModelReference, ModelReference], list[Difference]] = {}
     rows: dict[tuple[ModelReference, ModelReference], list[Difference]] = {}
@@ -163,7 +200,7 @@ def _check_shapes(
         first, info = tensor.inputs[0]
         has_rows = lead.architecture.vocabulary_axis(tensor.name) == 0 and info.shape != ()
         for model, other in tensor.inputs[1:]:
-            if other.shape == info.shape:
+            if other.shape == info.shape or misfits & {first, model}:
                 continue
             found = (first, info, model, other)
             if (

@@ -8,7 +8,7 @@ from typing import Final
 
 from forge.merge.check.report import Notebook
 from forge.merge.check.stack import WrittenTensor
-from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
+from forge.merge.plan import MergeJob, MergePlan
 from forge.recipes.coverage import dead_filters, missing_values
 from forge.recipes.merge_types import MergeRecipe
 
@@ -39,13 +39,14 @@ def check_values(recipe: MergeRecipe, plan: MergePlan, notes: Notebook) -> None:
         plan: Its plan, which has the values of every tensor.
         notes: Receives the findings.
     """
-    jobs = [job for job in plan.jobs if job.method != IDENTICAL]
-    if recipe.merge_method in ("linear", "multislerp", "nuslerp"):
-        _check_division(recipe, [job for job in jobs if _is_undefined(job)], notes)
-    elif recipe.method.parameter("normalize") is not None:
-        _check_cancelling([job for job in jobs if _cancels(job)], notes)
-    if recipe.method.parameter("epsilon") and recipe.method.parameter("density"):
-        _check_probabilities(jobs, notes)
+    for method in recipe.methods:
+        jobs = [job for job in plan.jobs if job.method == method.name]
+        if method.name in ("linear", "multislerp", "nuslerp"):
+            _check_division(method.name, [job for job in jobs if _is_undefined(job)], notes)
+        elif method.parameter("normalize") is not None:
+            _check_cancelling([job for job in jobs if _cancels(job)], notes)
+        if method.parameter("epsilon") and method.parameter("density"):
+            _check_probabilities(jobs, notes)
 
 
 def _weights(job: MergeJob) -> list[float]:
@@ -60,15 +61,15 @@ def _is_undefined(job: MergeJob) -> bool:
     return math.fsum(_weights(job)) == 0
 
 
-def _check_division(recipe: MergeRecipe, jobs: Sequence[MergeJob], notes: Notebook) -> None:
+def _check_division(method: str, jobs: Sequence[MergeJob], notes: Notebook) -> None:
     if not jobs:
         return
-    flag = _NORMALIZED_BY.get(recipe.merge_method)
+    flag = _NORMALIZED_BY.get(method)
     ways = f", or set '{flag}: false'" if flag else ""
     notes.error(
         "weights-sum-to-zero",
         f"The weights of {_first(jobs)} are {_shown(_weights(jobs[0]))} and sum to zero, but "
-        f"{recipe.merge_method} divides by their sum. Change a weight{ways}.",
+        f"{method} divides by their sum. Change a weight{ways}.",
     )
 
 
