@@ -15,8 +15,9 @@ _SMALL = {
     "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 2,
     "num_local_experts": 2, "num_experts_per_tok": 1, "n_routed_experts": 2, "n_group": 1,
     "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
-    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_positions": 16, "head_dim": 16,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "word_embed_proj_dim": 32,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_positions": 16,
+    "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "word_embed_proj_dim": 32,
 }  # fmt: skip
 
 
