@@ -21,7 +21,6 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -218,7 +217,7 @@ def _checked_tensor(
 
     if not name or not name.isprintable():
         raise wrong("has an empty name or one with unprintable characters")
-    if not isinstance(entry, Mapping) or entry.keys() != _ENTRY_KEYS:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         raise wrong("must have exactly dtype, shape and data_offsets")
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
@@ -226,8 +225,9 @@ def _checked_tensor(
         raise wrong(f"has dtype {str(dtype_name)[:40]!r}, which forge does not know")
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise wrong(f"has a shape that is not a list of at most {MAX_RANK} dimensions")
-    if not all(_is_count(dimension) and dimension <= MAX_DIMENSION for dimension in shape):
-        raise wrong(f"has a shape that is not made of whole numbers from 0 to {MAX_DIMENSION}")
+    for dimension in shape:
+        if not _is_count(dimension) or dimension > MAX_DIMENSION:
+            raise wrong(f"has a shape that is not made of whole numbers from 0 to {MAX_DIMENSION}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise wrong("has data_offsets that are not two whole numbers")
     begin, end = offsets

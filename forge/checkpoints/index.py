@@ -35,13 +35,16 @@ def read_weight_map(root: Path) -> dict[str, str] | None:
     if not isinstance(value, dict) or not value:
         raise CheckpointError(f"'{path}' has no weight_map.")
     weight_map: dict[str, str] = {}
+    plain: set[str] = set()
     for name, shard in value.items():
         if not isinstance(shard, str):
             raise CheckpointError(f"'{path}' gives no file name for tensor {name[:200]!r}.")
-        if not is_plain_name(shard) or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"'{path}' names {shard[:200]!r}, which is not a safetensors file of its folder."
-            )
+        if shard not in plain:
+            if not is_plain_name(shard) or not shard.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"'{path}' names {shard[:200]!r}, which is not a safetensors file of its folder."
+                )
+            plain.add(shard)
         weight_map[name] = shard
     return weight_map
 
