@@ -42,7 +42,8 @@ def read_weight_map(root: Path) -> dict[str, str] | None:
         if shard not in plain:
             if not is_plain_name(shard) or not shard.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"'{path}' names {shard[:200]!r}, which is not a safetensors file of its folder."
+                    f"'{path}' names {shard[:200]!r}, which is not a safetensors file of its "
+                    "folder."
                 )
             plain.add(shard)
         weight_map[name] = shard
