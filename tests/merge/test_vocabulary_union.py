@@ -60,8 +60,7 @@ def write_sentencepiece(root: Path, pieces: Sequence[str]) -> None:
         text = piece.encode()
         inner = b"\x0a" + bytes([len(text)]) + text + b"\x15\x00\x00\x80\xbf" + b"\x18\x01"
         content += b"\x0a" + bytes([len(inner)]) + inner
-    trainer = b"\x12\x04\x28\x80\x7d\x18"
-    trainer = trainer[:1] + bytes([len(trainer) - 2]) + trainer[2:]
+    trainer = b"\x12\x05" + b"\x28\x80\x7d" + b"\x18\x02"  # 16,000 pieces, BPE
     (root / "tokenizer.model").write_bytes(content + trainer)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (root / name).unlink(missing_ok=True)
@@ -214,7 +213,8 @@ def test_sentencepiece_alone_does_for_the_base_but_not_for_a_union(tmp_path: Pat
     assert plan.tokenizer_files == {}
     assert plan.rows[ModelReference(str(other))].own[:7] == (0, 1, 2, 4, 3, -1, -1)
     text = wrong(recipe_of([other], base=base, tokenizer={"source": "union"}))
-    assert f"Tokens must be added to the tokenizer of '{base}', which has no tokenizer.json" in text
+    assert f"'{other}' has no tokenizer.json, and none can be derived" in text
+    assert "it has tokenizer.model and no tokenizer_class" in text
     assert "save_pretrained writes tokenizer.json" in text
 
 

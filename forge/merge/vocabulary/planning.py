@@ -22,6 +22,7 @@ from typing import Final
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import IncompatibleError
 from forge.merge.check.stack import leader
+from forge.merge.vocabulary.fast_form import with_document
 from forge.merge.vocabulary.rows import (
     Speaker,
     fill_rows,
@@ -30,7 +31,7 @@ from forge.merge.vocabulary.rows import (
     speaker_of,
 )
 from forge.merge.vocabulary.source import RemappedSource, remap
-from forge.merge.vocabulary.tokens import Tokenizer, read_tokenizers
+from forge.merge.vocabulary.tokens import TOKENIZER_JSON, Tokenizer, read_tokenizers
 from forge.merge.vocabulary.types import RowMap, RowOrigin, VocabularyPlan
 from forge.merge.vocabulary.union import NewToken, extend_tokenizer
 from forge.recipes.merge_entries import TokenizerEntry
@@ -58,13 +59,17 @@ class _Draft:
 
 
 def plan_vocabulary(
-    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    *,
+    known: Mapping[ModelReference, Tokenizer | None] | None = None,
 ) -> VocabularyPlan | None:
     """Plan the vocabulary that a recipe asks for. No weights are read.
 
     Args:
         recipe: The recipe.
         checkpoints: Every model of ``recipe.references()`` and ``recipe.tokenizer.references()``.
+        known: Tokenizers that have been read already, which need not be parsed again.
 
     Returns:
         The plan; ``None`` when the recipe has no ``tokenizer``, so that nothing changes.
@@ -78,7 +83,7 @@ def plan_vocabulary(
     if wish is None:
         return None
     names = dict.fromkeys([*_speaking_models(recipe), *wish.references()])
-    tokenizers = read_tokenizers({name: checkpoints[name].root for name in names})
+    tokenizers = read_tokenizers({name: checkpoints[name].root for name in names}, known=known)
     speakers = {name: speaker_of(checkpoints[name], tokenizers[name]) for name in names}
     lead = leader(recipe)
     chosen = lead if isinstance(wish.source, str) else wish.source
@@ -109,10 +114,18 @@ def plan_vocabulary(
     _note(draft, merged, rows, num_rows)
     files: Mapping[str, bytes] = {}
     if draft.new:
-        files = extend_tokenizer(speakers[chosen].tokenizer, draft.new, draft.ids, str(chosen))
+        tokenizer = speakers[chosen].tokenizer
+        files = extend_tokenizer(tokenizer, draft.new, draft.ids, str(chosen))
+        if tokenizer.document is None:
+            draft.notices.append(
+                f"{TOKENIZER_JSON} was derived from {tokenizer.kind} of {chosen}, which had none, "
+                "so that tokens could be added to it."
+            )
     elif chosen != lead:
         files = speakers[chosen].tokenizer.files
-    return VocabularyPlan(num_rows, files, rows, fills, chosen, tuple(draft.notices))
+    return VocabularyPlan(
+        num_rows, files, rows, fills, chosen, tuple(draft.notices), draft.ids, tokenizers
+    )
 
 
 def _speaking_models(recipe: MergeRecipe) -> tuple[ModelReference, ...]:
@@ -136,12 +149,13 @@ def _unite(
     for speaker in sorted(speakers.values(), key=lambda speaker: speaker.model):
         if speaker.model == chosen:
             continue
-        added = speaker.tokenizer.added()
-        before = len(draft.new)
-        for token in sorted(speaker.tokenizer.ids, key=speaker.tokenizer.ids.__getitem__):
-            if token not in draft.ids:
-                draft.add(token, speaker.tokenizer, added=added.get(token, {}))
-        names = [new.token for new in draft.new[before:]]
+        tokenizer, added = speaker.tokenizer, speaker.tokenizer.added()
+        names = [token for token in tokenizer.ids if token not in draft.ids]
+        names.sort(key=tokenizer.ids.__getitem__)
+        if any(token not in added for token in names):
+            tokenizer = with_document(tokenizer, str(speaker.model))
+        for token in names:
+            draft.add(token, tokenizer, added=added.get(token, {}))
         if names:
             shown = ", ".join(repr(name) for name in names[:_SHOWN])
             more = "" if len(names) <= _SHOWN else ", ..."

@@ -1,31 +1,41 @@
 """Read which token has which id in a model's tokenizer, without running the tokenizer.
 
 ``tokenizer.json`` says everything. Without it, the ids come from ``vocab.json`` or from the
-pieces of a SentencePiece ``tokenizer.model``, with ``added_tokens.json`` on top. All of these
-are files of strangers: an id is believed only when it is a whole number of a sane size.
+pieces of a SentencePiece ``tokenizer.model``, with ``added_tokens.json`` on top. What
+``tokenizer_config.json`` lists and the others do not is added, too, as loaders add it. All of
+these are files of strangers: an id is believed only when it is a whole number of a sane size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.companions import read_tokenizer_files
 from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import CheckpointError
+from forge.merge.vocabulary.sentencepiece import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    parse_sentencepiece,
+)
 from forge.recipes.reference import ModelReference
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 ADDED_TOKENS: Final = "added_tokens.json"
-_SENTENCEPIECE: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_WITH_IDS: Final = (TOKENIZER_JSON, ADDED_TOKENS, "vocab.json", *_SENTENCEPIECE)
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+SPECIAL_TOKENS_MAP: Final = "special_tokens_map.json"
+SENTENCEPIECE_FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+FLAGS: Final = ("lstrip", "normalized", "rstrip", "single_word", "special")
+"""How an added token is matched, as ``tokenizer.json`` says it."""
+WORDS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""The parts that tokens play, as ``tokenizer_config.json`` names them."""
+_WITH_IDS: Final = (TOKENIZER_JSON, ADDED_TOKENS, "vocab.json", *SENTENCEPIECE_FILES)
 _SPELLING_SECTIONS: Final = ("normalizer", "pre_tokenizer", "decoder")
 _MAX_ID: Final = 1 << 24
-_PIECES_FIELD: Final = 1
-_LENGTH_DELIMITED: Final = 2
-_FIXED_BYTES: Final = {1: 8, 5: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +45,25 @@ class Tokenizer:
     Attributes:
         files: All its files by name.
         ids: Id of every token, added ones included.
-        document: Its ``tokenizer.json``, or ``None`` when it has none.
+        document: Its ``tokenizer.json``, or ``None`` when it has none. Tokens that only
+            ``tokenizer_config.json`` adds are among its ``added_tokens``.
         kind: ``BPE``, ``Unigram``, ``WordPiece``, ``WordLevel``, or the file that was read.
+        config: Its ``tokenizer_config.json``.
+        words: Text of the tokens that play a part, by the names of ``WORDS``.
+        entries: How each added token is matched, by its text.
     """
 
     files: Mapping[str, bytes]
     ids: Mapping[str, int]
     document: Mapping[str, object] | None
     kind: str
+    config: Mapping[str, object]
+    words: Mapping[str, str]
+    entries: Mapping[str, Mapping[str, object]]
 
     def added(self) -> Mapping[str, Mapping[str, object]]:
         """Return the entries of tokens that are matched before the model runs, by their text."""
-        entries = [] if self.document is None else self.document.get("added_tokens")
-        if not isinstance(entries, list):
-            return {}
-        return {
-            entry["content"]: entry
-            for entry in entries
-            if isinstance(entry, dict) and isinstance(entry.get("content"), str)
-        }
+        return self.entries
 
     def model(self) -> Mapping[str, object]:
         """Return the ``model`` section of ``tokenizer.json``; empty when there is none."""
@@ -71,11 +81,26 @@ class Tokenizer:
         return "plain"
 
 
-def read_tokenizers(roots: Mapping[ModelReference, Path]) -> dict[ModelReference, Tokenizer | None]:
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """A vocabulary, without what the files beside it say."""
+
+    ids: Mapping[str, int]
+    document: Mapping[str, object] | None
+    kind: str
+    entries: Mapping[str, Mapping[str, object]]
+
+
+def read_tokenizers(
+    roots: Mapping[ModelReference, Path],
+    *,
+    known: Mapping[ModelReference, Tokenizer | None] | None = None,
+) -> dict[ModelReference, Tokenizer | None]:
     """Read the tokenizers of several models; files of the same content are parsed once.
 
     Args:
         roots: The models' folders.
+        known: Tokenizers that have been read already, which need not be parsed again.
 
     Returns:
         The tokenizers; ``None`` for a model that has none that can be read.
@@ -84,51 +109,142 @@ def read_tokenizers(roots: Mapping[ModelReference, Path]) -> dict[ModelReference
         CheckpointError: A file is malformed, too large, or links out of the folder.
     """
     found: dict[ModelReference, Tokenizer | None] = {}
-    known: dict[tuple[bytes | None, ...], Tokenizer | None] = {}
+    cores: dict[tuple[bytes | None, ...], _Core | None] = {}
     for model, root in roots.items():
+        if known is not None and model in known:
+            found[model] = known[model]
+            continue
         files = read_tokenizer_files(root)
         key = tuple(files.get(name) for name in _WITH_IDS)
-        if key not in known:
-            known[key] = _tokenizer_of(files, root, str(model))
-        same = known[key]
-        found[model] = None if same is None else replace(same, files=files)
+        if key not in cores:
+            cores[key] = _core(files, root, str(model))
+        core = cores[key]
+        found[model] = None if core is None else _tokenizer(core, files, root, str(model))
     return found
 
 
-def read_tokenizer(root: Path, *, label: str) -> Tokenizer | None:
-    """Read a model's tokenizer.
+def parse_tokenizer(files: Mapping[str, bytes], root: Path, *, label: str) -> Tokenizer | None:
+    """Read a tokenizer from its files' content.
 
     Args:
-        root: The model's folder.
+        files: Content by name.
+        root: Their folder, named in messages.
         label: What the user typed, for messages.
 
     Returns:
-        The tokenizer; ``None`` when the folder has no tokenizer that can be read.
+        The tokenizer; ``None`` when none of the files has ids.
 
     Raises:
-        CheckpointError: A file is malformed, too large, or links out of the folder.
+        CheckpointError: A file is malformed.
     """
-    return _tokenizer_of(read_tokenizer_files(root), root, label)
+    core = _core(files, root, label)
+    return None if core is None else _tokenizer(core, files, root, label)
 
 
-def _tokenizer_of(files: Mapping[str, bytes], root: Path, label: str) -> Tokenizer | None:
+def _core(files: Mapping[str, bytes], root: Path, label: str) -> _Core | None:
     if TOKENIZER_JSON in files:
         document = parse_json_object(files[TOKENIZER_JSON], root / TOKENIZER_JSON)
         model = _section(document, "model")
         kind = model.get("type")
+        entries = _entries(document, label)
         ids = _core_ids(model, label)
-        ids |= _added_ids(document, label)
-        return Tokenizer(files, ids, document, kind if isinstance(kind, str) else _guess(model))
-    file = next((name for name in ("vocab.json", *_SENTENCEPIECE) if name in files), None)
+        ids |= _checked({token: entry.get("id") for token, entry in entries.items()}, label)
+        return _Core(ids, document, kind if isinstance(kind, str) else _guess(model), entries)
+    file = next((name for name in ("vocab.json", *SENTENCEPIECE_FILES) if name in files), None)
     if file is None:
         return None
+    entries = {}
     if file == "vocab.json":
         ids = _checked(parse_json_object(files[file], root / file), label)
     else:
-        ids = _sentencepiece_ids(files[file], root / file)
-    if ADDED_TOKENS in files:
-        ids |= _checked(parse_json_object(files[ADDED_TOKENS], root / ADDED_TOKENS), label)
-    return Tokenizer(files, ids, None, file)
+        pieces = parse_sentencepiece(files[file], root / file).pieces
+        ids = {piece.text: number for number, piece in enumerate(pieces)}
+        entries = {
+            piece.text: {"special": piece.type != USER_DEFINED}
+            for piece in pieces
+            if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
+        }
+    return _Core(ids, None, file, entries)
+
+
+def _tokenizer(core: _Core, files: Mapping[str, bytes], root: Path, label: str) -> Tokenizer:
+    """Add to a vocabulary what the files beside it say."""
+    config, special = (
+        parse_json_object(files.get(name, b"{}"), root / name)
+        for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
+    )
+    words = {
+        part: word
+        for part in WORDS
+        if (word := _word(config.get(part)) or _word(special.get(part))) is not None
+    }
+    listed = _listed(config, label)
+    ids, entries, document = core.ids, core.entries, core.document
+    if document is None:
+        if ADDED_TOKENS in files:
+            own = _checked(parse_json_object(files[ADDED_TOKENS], root / ADDED_TOKENS), label)
+            listed = _with_own(listed, own, {*words.values(), *_additional(special)})
+        # Of a slow tokenizer, these lists alone say how its tokens are matched.
+        entries = {**entries, **{token: listed[token] for token in listed if token in ids}}
+    strays = {token: entry for token, entry in listed.items() if token not in ids}
+    if strays:
+        taken = frozenset(ids.values())
+        strays = {token: entry for token, entry in strays.items() if entry["id"] not in taken}
+        ids = {**ids, **_checked({token: entry["id"] for token, entry in strays.items()}, label)}
+        entries = {**entries, **strays}
+    if strays and document is not None:
+        own_entries = document.get("added_tokens")
+        document = {
+            **document,
+            "added_tokens": [
+                *(own_entries if isinstance(own_entries, list) else []),
+                *(
+                    {"id": entry["id"], "content": token, **flags_of(entry)}
+                    for token, entry in strays.items()
+                ),
+            ],
+        }
+    return Tokenizer(files, ids, document, core.kind, config, words, entries)
+
+
+def flags_of(entry: Mapping[str, object]) -> dict[str, bool]:
+    """Return how an added token is matched, every flag of ``FLAGS`` stated."""
+    return {flag: entry.get(flag) is True for flag in FLAGS}
+
+
+def _with_own(
+    listed: Mapping[str, Mapping[str, object]], own: Mapping[str, int], special: set[str]
+) -> dict[str, Mapping[str, object]]:
+    """Add the tokens of ``added_tokens.json``, whose ids hold; flags are not in that file."""
+    named = {
+        token: {"special": token in special, **listed.get(token, {}), "id": number}
+        for token, number in own.items()
+    }
+    return {**listed, **named}
+
+
+def _listed(config: Mapping[str, object], label: str) -> dict[str, Mapping[str, object]]:
+    """Return the tokens of ``added_tokens_decoder``, which is keyed by ids as text."""
+    decoder = config.get("added_tokens_decoder")
+    found: dict[str, Mapping[str, object]] = {}
+    for number, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if not (isinstance(entry, dict) and isinstance(entry.get("content"), str)):
+            raise CheckpointError(f"{TOKENIZER_CONFIG} of '{label}' has malformed added tokens.")
+        is_number = isinstance(number, str) and number.isascii() and number.isdigit()
+        found[entry["content"]] = {**entry, "id": int(number[:12]) if is_number else number}
+    return found
+
+
+def _word(value: object) -> str | None:
+    """Return a token, which files write as text or as a record with its content."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
+
+
+def _additional(special: Mapping[str, object]) -> set[str]:
+    listed = special.get("additional_special_tokens")
+    words = [_word(item) for item in listed] if isinstance(listed, list) else []
+    return {word for word in words if word is not None}
 
 
 def _section(document: Mapping[str, object], key: str) -> Mapping[str, object]:
@@ -154,14 +270,14 @@ def _core_ids(model: Mapping[str, object], label: str) -> dict[str, int]:
     raise CheckpointError(f"{TOKENIZER_JSON} of '{label}' has no vocabulary.")
 
 
-def _added_ids(document: Mapping[str, object], label: str) -> dict[str, int]:
+def _entries(document: Mapping[str, object], label: str) -> dict[str, Mapping[str, object]]:
     entries = document.get("added_tokens") or []
-    found: dict[str, object] = {}
+    found: dict[str, Mapping[str, object]] = {}
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
             raise CheckpointError(f"{TOKENIZER_JSON} of '{label}' has malformed added_tokens.")
-        found[entry["content"]] = entry.get("id")
-    return _checked(found, label)
+        found[entry["content"]] = entry
+    return found
 
 
 def _checked(ids: Mapping[str, object], label: str) -> dict[str, int]:
@@ -186,53 +302,3 @@ def _types(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _types(inner)
-
-
-def _sentencepiece_ids(data: bytes, path: Path) -> dict[str, int]:
-    """Read the pieces of a SentencePiece model: field 1 of each field 1, in order."""
-    ids: dict[str, int] = {}
-    number = 0
-    try:
-        for field, piece in _fields(data):
-            if field == _PIECES_FIELD:
-                text = next(value for inner, value in _fields(piece) if inner == _PIECES_FIELD)
-                ids[text.decode()] = number
-                number += 1
-    except (ValueError, StopIteration) as error:
-        raise CheckpointError(f"'{path}' is not a SentencePiece model.") from error
-    if not ids:
-        raise CheckpointError(f"'{path}' is not a SentencePiece model: it holds no pieces.")
-    return ids
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the fields of a protobuf message; of those without a length, an empty value."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        wire = key & 7
-        if wire == _LENGTH_DELIMITED:
-            length, position = _varint(data, position)
-        elif wire in _FIXED_BYTES:
-            length = _FIXED_BYTES[wire]
-        elif wire == 0:
-            _, position = _varint(data, position)
-            length = 0
-        else:
-            raise ValueError("unknown wire type")
-        if length > len(data) - position:
-            raise ValueError("a field ends beyond the message")
-        yield key >> 3, data[position : position + length] if wire == _LENGTH_DELIMITED else b""
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(data) and shift < 64:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError("a number has no end")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from forge.merge.vocabulary.tokens import Tokenizer
 from forge.recipes.reference import ModelReference
 
 
@@ -41,6 +42,8 @@ class VocabularyPlan:
         tokenizer_model: The model whose ids hold in the output, and with them its ids of special
             tokens.
         notices: What the user should know.
+        ids: Id of every token of the result.
+        tokenizers: The tokenizers of the models that were asked for them.
     """
 
     num_rows: int
@@ -49,3 +52,7 @@ class VocabularyPlan:
     fills: Mapping[int, tuple[RowOrigin, ...]]
     tokenizer_model: ModelReference
     notices: tuple[str, ...] = ()
+    ids: Mapping[str, int] = field(default_factory=dict, repr=False)
+    tokenizers: Mapping[ModelReference, Tokenizer | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )

@@ -17,10 +17,15 @@ from typing import Final
 from forge.checkpoints.chat_templates import dump_json
 from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import IncompatibleError
-from forge.merge.vocabulary.tokens import ADDED_TOKENS, TOKENIZER_JSON, Tokenizer
+from forge.merge.vocabulary.fast_form import with_document
+from forge.merge.vocabulary.tokens import (
+    ADDED_TOKENS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    Tokenizer,
+    flags_of,
+)
 
-_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-_FLAGS: Final = ("lstrip", "normalized", "rstrip", "single_word", "special")
 _OF_OLD_PIECES: Final = frozenset(
     {
         "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
@@ -63,13 +68,9 @@ def extend_tokenizer(
 
     Raises:
         IncompatibleError: The tokenizer cannot be edited, or the tokens do not fit into it.
+        CheckpointError: One of its files is malformed.
     """
-    if tokenizer.document is None:
-        raise IncompatibleError(
-            f"Tokens must be added to the tokenizer of '{label}', which has no {TOKENIZER_JSON} "
-            f"but {tokenizer.kind}. Load it with transformers' AutoTokenizer and save it "
-            f"(save_pretrained writes {TOKENIZER_JSON}), or use 'tokenizer: {{source: base}}'."
-        )
+    tokenizer = with_document(tokenizer, label)
     pieces = [item for item in new if not item.added]
     for item in pieces:
         _check_piece(item, tokenizer, label)
@@ -94,9 +95,8 @@ def extend_tokenizer(
 
 def _check_piece(item: NewToken, tokenizer: Tokenizer, label: str) -> None:
     origin = item.origin
-    if origin is None or origin.document is None:
-        reason = f"one of them has no {TOKENIZER_JSON}"
-    elif origin.kind != tokenizer.kind:
+    assert origin is not None
+    if origin.kind != tokenizer.kind:
         reason = f"one is {tokenizer.kind}, the other {origin.kind}"
     elif origin.spelling() != tokenizer.spelling():
         reason = f"one spells tokens as {tokenizer.spelling()}, the other as {origin.spelling()}"
@@ -134,13 +134,13 @@ def _extended(
     entries = document.get("added_tokens")
     document["added_tokens"] = [
         *(entries if isinstance(entries, list) else []),
-        *({"id": item.id, "content": item.token, **_flags(item)} for item in new if item.added),
+        *(
+            {"id": item.id, "content": item.token, **flags_of(item.added)}
+            for item in new
+            if item.added
+        ),
     ]
     return dump_json(document)
-
-
-def _flags(item: NewToken) -> dict[str, bool]:
-    return {flag: item.added.get(flag) is True for flag in _FLAGS}
 
 
 def _unigram(vocab: object, new: Sequence[NewToken], ids: Mapping[str, int]) -> list[object] | None:
@@ -197,13 +197,13 @@ def _has_ids(document: bytes, ids: Mapping[str, int]) -> bool:
 
 def _with_companions(files: dict[str, bytes], added: Sequence[NewToken]) -> dict[str, bytes]:
     """Tell the files beside ``tokenizer.json`` of added tokens, where they list such tokens."""
-    if _TOKENIZER_CONFIG in files:
-        config = dict(parse_json_object(files[_TOKENIZER_CONFIG], Path(_TOKENIZER_CONFIG)))
+    if TOKENIZER_CONFIG in files:
+        config = dict(parse_json_object(files[TOKENIZER_CONFIG], Path(TOKENIZER_CONFIG)))
         decoder = config.get("added_tokens_decoder")
         if isinstance(decoder, dict):
-            more = {str(item.id): {"content": item.token, **_flags(item)} for item in added}
+            more = {str(item.id): {"content": item.token, **flags_of(item.added)} for item in added}
             config["added_tokens_decoder"] = {**decoder, **more}
-            files[_TOKENIZER_CONFIG] = dump_json(config)
+            files[TOKENIZER_CONFIG] = dump_json(config)
     if ADDED_TOKENS in files:
         listed = json.loads(files[ADDED_TOKENS])
         files[ADDED_TOKENS] = dump_json({**listed, **{item.token: item.id for item in added}})
