@@ -12,6 +12,7 @@ from forge.recipes.method_rules import has_own_values
 from forge.recipes.parameters import MethodRow
 from forge.recipes.place import Place
 from forge.recipes.reference import ModelReference
+from forge.recipes.settings import Setting
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -61,19 +62,10 @@ def missing_values(recipe: MergeRecipe, tensor_names: Sequence[str]) -> list[Pro
         if not row.required:
             continue
         for model, slice_index, place in _askers(recipe, method, is_global=row.scope == "global"):
-            orphan = next(
-                (
-                    name
-                    for name in tensor_names
-                    if recipe.value(
-                        row.name, tensor=name, position=0.0, model=model, slice_index=slice_index
-                    )
-                    is None
-                ),
-                None,
-            )
+            levels = recipe.levels(model=model, slice_index=slice_index)
+            setting = Setting.stacked(row.name, levels)
+            orphan = next((name for name in tensor_names if setting.matching(name) is None), None)
             if orphan is not None:
-                levels = recipe.levels(model=model, slice_index=slice_index)
                 found = next((level[row.name] for level in levels if row.name in level), None)
                 problems.append(
                     (place if found is None else found.rules[-1].place).problem(
