@@ -7,7 +7,7 @@ lists all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -142,6 +142,66 @@ class Architecture:
                 return value
         return self.tied_by_default
 
+    def language_family(self, config: Mapping[str, object]) -> str:
+        """Return the family of the language model, standing alone.
+
+        Args:
+            config: ``config.json`` of a model of this family.
+
+        Returns:
+            This family's name; of a model of several parts, that of its language model.
+        """
+        if not self.is_multipart:
+            return self.name
+        text = self.text_config(config)
+        stated = text.get("model_type")
+        is_stated = text is not config and isinstance(stated, str)
+        return self.tower or (str(stated) if is_stated else self.name)
+
+    def is_carried(self, name: str) -> bool:
+        """Tell whether a tensor belongs to another part than the language model.
+
+        Args:
+            name: The tensor.
+
+        Returns:
+            Whether a merge carries it over from one model untouched: in a model of several parts,
+            whatever is neither in the layers nor embedding, final norm or head.
+        """
+        roles = (*self.embeddings, *self.final_norms, *self.heads)
+        return self.is_multipart and self._split(name) is None and name not in roles
+
+    def counterpart(self, name: str, other: Architecture, names: Collection[str]) -> str:
+        """Return what a model of another family, or of another spelling, calls a tensor.
+
+        Args:
+            name: A tensor of a model of this family.
+            other: A family with the same language model; it may be this one.
+            names: All tensors of a model of that family.
+
+        Returns:
+            The name in ``names``; where there is none, the one that was looked for.
+        """
+        if name in names:
+            return name
+        choices: list[str] = []
+        parts = self._split(name)
+        if parts is not None:
+            choices += [f"{prefix}{parts[1]}.{parts[2]}" for prefix in other.layer_prefixes]
+        for ours, theirs in (
+            (self.embeddings, other.embeddings),
+            (self.final_norms, other.final_norms),
+            (self.heads, other.heads),
+        ):
+            leaf = name.rpartition(".")[2]
+            choices += [each for each in theirs if name in ours and each.endswith(f".{leaf}")]
+        if not choices and self is other:
+            # The spellings of one family differ by an outer module: transformer.wpe and wpe.
+            inner = min(self.layer_prefixes, key=len)
+            outer = [each.removesuffix(inner) for each in self.layer_prefixes]
+            choices += [add + name.removeprefix(drop) for drop in outer for add in outer]
+        return next((each for each in choices if each in names), (choices or [name])[0])
+
     def vocabulary_axis(self, name: str) -> int | None:
         """Return the axis of a tensor that runs over the vocabulary.
 
@@ -254,7 +314,9 @@ ARCHITECTURES: Final = Catalog(
             "falcon",
             layer_prefixes=_DECODER_H,
             embeddings=("transformer.word_embeddings.weight", "word_embeddings.weight"),
-            final_norms=("transformer.ln_f.weight", "transformer.ln_f.bias"),
+            final_norms=(
+                "transformer.ln_f.weight", "transformer.ln_f.bias", "ln_f.weight", "ln_f.bias",
+            ),
             num_layers_keys=("num_hidden_layers", "n_layer"),
             tied_by_default=True,
         ),

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.layout import lay_out
-from forge.cli.tables import count_text, plural, size_text, table
-from forge.merge.plan import IDENTICAL
+from forge.cli.tables import count_text, duration_text, plural, size_text, table
+from forge.merge.plan import CARRIED, COPIES, IDENTICAL
 
 if TYPE_CHECKING:
+    from forge.merge.check.report import CheckReport
     from forge.merge.plan import MergeJob, MergePlan
     from forge.recipes.merge_recipe import MergeRecipe
 
 _MOST_NAMES: Final = 3
+_BYTES_PER_S: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,15 @@ class _Block:
     rows: tuple[_Row, ...]
 
 
-def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | None) -> str:
+def plan_text(
+    recipe: MergeRecipe, plan: MergePlan, report: CheckReport, out: Path, *, width: int | None
+) -> str:
     """Return a plan for reading.
 
     Args:
         recipe: What was planned.
         plan: Its plan.
+        report: What the check that made the plan found.
         out: Where the result would go.
         width: Columns of the terminal; ``None`` wraps nothing.
 
@@ -51,6 +56,7 @@ def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | N
     models = dict.fromkeys(str(item.model) for job in plan.jobs for item in job.inputs)
     shorts = {model: f"m{number}" for number, model in enumerate(models, start=1)}
     constants = _constants(plan.jobs)
+    moved = plan.input_bytes + plan.output_bytes
     lines = [
         f"{' + '.join(row.name for row in recipe.methods)} → {out}",
         f"  {plan.architecture.name}, {plural(len(plan.layers), 'layer')}, "
@@ -58,10 +64,17 @@ def plan_text(recipe: MergeRecipe, plan: MergePlan, out: Path, *, width: int | N
         f"{plan.dtype or 'each tensor in the dtype of its inputs'}",
         f"  reads {size_text(plan.input_bytes)}, writes {size_text(plan.output_bytes)}"
         + (f", seed {recipe.seed}" if any(row.random for row in recipe.methods) else ""),
+        f"  needs about {size_text(report.memory_bytes)} of memory, and "
+        f"{duration_text(moved / _BYTES_PER_S)} where a disk moves 1 GB/s",
         f"  configuration from {plan.donor}",
     ]
     if constants:
         lines.append(f"  everywhere {_joined(constants)}")
+    # The one error that leaves a plan is a disk without the space, and a plan may be meant for
+    # another machine.
+    lines += [
+        f"  {item.level.replace('error', 'warning')}: {item.message}" for item in report.findings
+    ]
     lines += ["", *(f"  {short} = {model}" for model, short in shorts.items())]
     return "\n\n".join(
         [
@@ -92,7 +105,7 @@ def _jobs(
     width: int | None,
 ) -> str:
     # With slices of several methods, each row says its own.
-    named = len({job.method for job in jobs} - {IDENTICAL}) > 1
+    named = len({job.method for job in jobs} - COPIES) > 1
     blocks = [
         _block(layer, list(members), shorts, constants, named=named)
         for layer, members in groupby(jobs, key=lambda job: job.layer)
@@ -160,6 +173,8 @@ def _parameters(
     parts = [_joined(varying)] if varying else []
     if job.method == IDENTICAL:
         parts.append("copied, must be identical in")
+    elif job.method == CARRIED:
+        parts.append("carried over from the first of")
     elif named:
         parts.insert(0, job.method)
     if job.has_base:

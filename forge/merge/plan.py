@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from forge.architectures.names import architecture_of, layers_present
 from forge.architectures.table import Architecture
-from forge.architectures.written import is_written
+from forge.architectures.written import is_buffer, is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.layout import PlannedTensor
 from forge.checkpoints.sidecars import LayerOrigin
@@ -31,6 +31,9 @@ from forge.recipes.settings import Setting, layer_position
 
 IDENTICAL = "identical"
 """What a job of a tensor that is no float does: all models must agree, and it is copied."""
+CARRIED = "carried"
+"""What a job of another part than the language model does: the donor's tensor is copied."""
+COPIES = frozenset({IDENTICAL, CARRIED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class MergeJob:
         dtype: safetensors dtype to write.
         inputs: What it is made from, the base first when there is one.
         has_base: Whether the first input is the base.
-        method: Name of a merge method, or ``IDENTICAL``.
+        method: Name of a merge method, or one of ``COPIES``.
         values: Global parameters by name.
         models: Parameters of each input beside the base.
         streams: Random stream of each input beside the base.
@@ -284,6 +287,7 @@ class _Builder:
         }
         slices = recipe.effective_slices(num_layers)
         architecture = self._architectures[donor]
+        self._donor = donor
         parts = [self._part(piece) for piece in slices]
         ends = dict.fromkeys(model for part in (parts[-1], parts[0]) for model in part.inputs)
         self._tied = all(self._is_tied(model) for model in ends)
@@ -295,6 +299,7 @@ class _Builder:
             for place in self._places(parts)
             if is_written(place.output, architecture, tied=self._tied)
         )
+        jobs += tuple(self._carried(parts))
         if not jobs:
             raise IncompatibleError(f"'{donor}' has no tensors.")
         origins = [
@@ -391,12 +396,48 @@ class _Builder:
         tail = (*architecture.final_norms, *architecture.heads)
         heads = self._heads if after_layers and not self._tied else ()
         for name in self._sources[model].names():
+            if architecture.is_carried(name):
+                continue
             if architecture.layer_of(name) is None and (name in tail) == after_layers:
                 if is_head_weight(name, architecture) and self._is_tied(model):
                     continue
                 yield _Place(part, None, 0.0, name, name, None)
         for name in heads if self._is_tied(model) else ():
             yield _Place(part, None, 0.0, name, name, None)
+
+    def _carried(self, parts: Sequence[_Part]) -> Iterator[MergeJob]:
+        """Yield what the donor has beside its language model; see ``merge/alignment``."""
+        names = self._sources[self._donor].names()
+        architecture = self._architectures[self._donor]
+        models = dict.fromkeys((self._donor, *(m for part in parts for m in part.inputs)))
+        for name in names:
+            if not architecture.is_carried(name) or is_buffer(name):
+                continue
+            infos = {
+                model: self._sources[model].info(name)
+                for model in models
+                if name in self._names[model]
+            }
+            own = infos[self._donor]
+            # The others are only compared with it.
+            inputs = tuple(
+                JobInput(model, name)
+                for model, info in infos.items()
+                if (info.shape, info.dtype) == (own.shape, own.dtype)
+            )
+            self._input_bytes += own.nbytes * len(inputs)
+            yield MergeJob(
+                output=name,
+                shape=own.shape,
+                dtype=own.dtype,
+                inputs=inputs,
+                has_base=False,
+                method=CARRIED,
+                values={},
+                models=tuple({} for _ in inputs),
+                streams=(),
+                layer=None,
+            )
 
     def _is_tied(self, model: ModelReference) -> bool:
         return self._architectures[model].is_tied(self._configs[model])

@@ -25,6 +25,7 @@ from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
+from forge.merge.alignment import align
 from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, merge_manifest
 from forge.merge.outputs import sidecars_of
@@ -78,7 +79,8 @@ def open_models(recipe: MergeRecipe, *, weights: bool) -> dict[ModelReference, C
     wanted = list(recipe.references())
     if recipe.tokenizer is not None:
         wanted += recipe.tokenizer.references()
-    return {model: open_checkpoint(model, weights=weights) for model in dict.fromkeys(wanted)}
+    opened = {model: open_checkpoint(model, weights=weights) for model in dict.fromkeys(wanted)}
+    return align(recipe, opened)
 
 
 def prepare(recipe: MergeRecipe, out: Path | None, *, weights: bool = True) -> Prepared:
@@ -156,6 +158,9 @@ def run_merge(
             workers = Workers(plan, recipe, sources, sink, progress)
             with native.announcing(compile_notice(progress)):
                 workers.run(num_threads)
+            notices = (*prepared.notices, *workers.unlike_notices())
+            for notice in notices[len(prepared.notices) :]:
+                progress.notice(notice)
             progress.stage("hashing")
             inputs = workers.input_records(num_threads)
             progress.stage("publishing")
@@ -164,9 +169,7 @@ def run_merge(
 
             def manifest(files: Mapping[str, FileRecord]) -> bytes:
                 content.update(
-                    merge_manifest(
-                        recipe, prepared.checkpoints, prepared.notices, plan, inputs, sink, files
-                    )
+                    merge_manifest(recipe, prepared.checkpoints, notices, plan, inputs, sink, files)
                 )
                 return manifest_bytes(content)
 

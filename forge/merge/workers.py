@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,11 +26,13 @@ from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.kernels.operands import CHUNK, Operands, Workspace
 from forge.kernels.pages import populate
 from forge.merge.contract import MethodCall, TensorStatistics
-from forge.merge.plan import IDENTICAL, MergeJob, MergePlan
+from forge.merge.plan import CARRIED, IDENTICAL, MergeJob, MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
 log = logging.getLogger(__name__)
+UNLIKE: Final = "num_unlike"
+"""Of a tensor that is carried over, in how many other models it is not the same."""
 
 
 class _StoppedError(Exception):
@@ -91,6 +93,22 @@ class Workers:
             )
             return dict(zip(self._read, records, strict=True))
 
+    def unlike_notices(self) -> tuple[str, ...]:
+        """Return a warning when another model has other values in what was carried over."""
+        unlike = [
+            job.output
+            for job in self._plan.jobs
+            if job.method == CARRIED and UNLIKE in self._sink.done[job.output].statistics
+        ]
+        if not unlike:
+            return ()
+        donor = self._plan.donor
+        return (
+            f"Warning: {len(unlike):,} tensors that were carried over from {donor}, such as "
+            f"'{unlike[0]}', have other values in another model. Those values are lost; if the "
+            "other model's are wanted, name it as the base, or first where there is none.",
+        )
+
     def _run_job(self, job: MergeJob) -> None:
         if self._stop.is_set():
             raise _StoppedError
@@ -112,6 +130,8 @@ class Workers:
         views = [item.view for item in inputs]
         if job.method == IDENTICAL:
             statistics = self._copy(job, views, emit)
+        elif job.method == CARRIED:
+            statistics = self._carry(views, emit)
         else:
             statistics = self._merge(job, views, emit)
         record = {"method": job.method, **statistics.as_json()}
@@ -150,9 +170,16 @@ class Workers:
                     f"'{item.name}' holds whole numbers that differ between '{item.model}' and "
                     f"'{job.inputs[0].model}', and whole numbers cannot be merged."
                 )
+        return Workers._carry(views, emit)
+
+    @staticmethod
+    def _carry(views: Sequence[memoryview], emit: Any) -> TensorStatistics:
+        """Copy the first tensor, and count the others that differ from it."""
+        num_unlike = sum(view != views[0] for view in views[1:])
         for offset in range(0, views[0].nbytes, CHUNK):
             emit(offset, views[0][offset : offset + CHUNK])
-        return TensorStatistics((False,) * len(views), bad_output=False)
+        notes = {UNLIKE: float(num_unlike)} if num_unlike else {}
+        return TensorStatistics((False,) * len(views), bad_output=False, notes=notes)
 
 
 class _Input:

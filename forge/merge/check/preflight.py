@@ -19,7 +19,9 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
+from forge.merge.alignment import AlignedSource
 from forge.merge.check.configs import check_configs, check_same_models
+from forge.merge.check.parts import note_parts
 from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
 from forge.merge.check.resources import check_resources
 from forge.merge.check.special_ids import check_special_ids
@@ -66,6 +68,7 @@ def check_merge(
     for message in (text for model in checkpoints.values() for text in model.notices):
         notes.notice("source", message)
     subjects = _subjects(recipe, checkpoints, notes)
+    note_parts(subjects, leader(recipe), notes)
     slices = _slices(recipe, subjects, notes)
     if slices is not None:
         tensors = written_tensors(recipe, slices, subjects)
@@ -228,6 +231,8 @@ def _facts(checkpoint: Checkpoint) -> ModelFacts:
     for info in infos:
         counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
     kind = checkpoint.config.get("model_type")
+    if isinstance(checkpoint.source, AlignedSource):
+        kind = checkpoint.source.family
     num_layers = rows = None
     tied = False
     try:

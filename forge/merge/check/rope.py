@@ -14,6 +14,8 @@ from typing import Final
 _THETA_KEYS: Final = ("rope_theta", "rotary_emb_base")
 _PART_KEYS: Final = ("partial_rotary_factor", "rotary_pct")
 _USUAL_THETA: Final = 10000.0
+_TEXT_ONLY: Final = ("default", "mrope")
+"""Sections for height and width (mrope) turn tokens of text as no sections do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def _plain(values: Mapping[str, object]) -> dict[str, str]:
     theta = own.pop("rope_theta", None)
     part = own.pop("partial_rotary_factor", None)
     plain = {"rope_theta": _number(_USUAL_THETA if theta is None else theta)}
-    if kind != "default":
+    if kind not in _TEXT_ONLY:
         plain["rope_type"] = str(kind)
         plain |= {key: _number(value) for key, value in own.items() if value is not None}
     if part is not None and part != 1:

@@ -202,6 +202,7 @@ def _outside(
         for model in models
         for name in model.others
         if not (model.tied and is_head_weight(name, model.architecture))
+        and not model.architecture.is_carried(name)
     )
     heads = head_names(models[0].architecture, [(m.tied, m.others) for m in models])
     if all(model.tied for model in models):
