@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.formats import awq_config
-from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, ScaledCodes, Scheme
+from forge.formats.numbers import finite_singles
 from forge.formats.packing import (
+    Codes,
     as_scales,
     as_words,
     check_groups,
@@ -39,17 +41,18 @@ _ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 _PER_WORD: Final = 8
 
 
-def parts(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
+def parts(shape_OI: tuple[int, int], scheme: Scheme, scale_dtype: str = "F16") -> tuple[Part, ...]:
     """Return what is written for a weight.
 
     Args:
         shape_OI: Shape of the weight.
         scheme: Four bits; any group size that divides I.
+        scale_dtype: Element type of the scales, where another writer chose it.
 
     Raises:
         IncompatibleError: O is not a multiple of 8, or the scheme does not fit.
     """
-    return _layout(shape_OI, scheme)
+    return _layout(shape_OI, scheme, scale_dtype)
 
 
 def pack(weight: QuantizedWeight) -> dict[str, npt.NDArray[np.generic]]:
@@ -90,11 +93,34 @@ def unpack(
         IncompatibleError: As ``parts``.
     """
     check_parts(parts, _layout(shape_OI, scheme))
-    return QuantizedWeight(
-        unpack_rows(as_words(transposed(parts["qweight"])), 4, _ORDER),
-        as_scales(transposed(parts["scales"])),
-        unpack_rows(as_words(transposed(parts["qzeros"])), 4, _ORDER),
-        scheme,
+    codes_OI, zeros_OG = _unpacked(parts)
+    return QuantizedWeight(codes_OI, as_scales(transposed(parts["scales"])), zeros_OG, scheme)
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[np.generic]],
+    *,
+    shape_OI: tuple[int, int],
+    scheme: Scheme,
+    scale_dtype: str,
+) -> ScaledCodes:
+    """Read a weight of any writer, whose scales may be negative or of another type.
+
+    Args:
+        parts: Arrays by suffix.
+        shape_OI: Shape of the weight.
+        scheme: Its scheme.
+        scale_dtype: Element type of its scales.
+
+    Raises:
+        CheckpointError: The arrays are not such a weight's.
+        IncompatibleError: As ``parts``.
+    """
+    check_parts(parts, _layout(shape_OI, scheme, scale_dtype))
+    codes_OI, zeros_OG = _unpacked(parts)
+    scales_OG = finite_singles(transposed(parts["scales"]), scale_dtype, what="scales")
+    return ScaledCodes(
+        codes_OI, scales_OG, scheme.group_size, zeros_OG=zeros_OG, precision=scale_dtype
     )
 
 
@@ -128,12 +154,22 @@ def shape_of(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> tuple[int
     return num_words * _PER_WORD, num_in
 
 
-def _layout(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
+def _unpacked(parts: Mapping[str, npt.NDArray[np.generic]]) -> tuple[Codes, Codes]:
+    """Return codes [O, I] and zero points [O, G]."""
+    return (
+        unpack_rows(as_words(transposed(parts["qweight"])), 4, _ORDER),
+        unpack_rows(as_words(transposed(parts["qzeros"])), 4, _ORDER),
+    )
+
+
+def _layout(
+    shape_OI: tuple[int, int], scheme: Scheme, scale_dtype: str = "F16"
+) -> tuple[Part, ...]:
     check_groups(shape_OI, scheme, title=TITLE, bits=(4,), output_multiple=_PER_WORD)
     num_out, num_in = shape_OI
     num_groups = num_in // scheme.group_size
     return (
         Part("qweight", (num_in, num_out // _PER_WORD), "I32"),
         Part("qzeros", (num_groups, num_out // _PER_WORD), "I32"),
-        Part("scales", (num_groups, num_out), "F16"),
+        Part("scales", (num_groups, num_out), scale_dtype),
     )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from forge.core.errors import CheckpointError
 from forge.formats import awq_config
-from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, ScaledCodes, Scheme
 from forge.formats.packing import (
     as_codes,
     as_scales,
@@ -35,6 +35,7 @@ from forge.formats.packing import (
     check_weight,
     pack_columns,
     padded_columns,
+    scaled,
     unpack_columns,
 )
 
@@ -106,6 +107,30 @@ def unpack(
         np.ascontiguousarray(zeros[:, :num_groups]),
         scheme,
     )
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[np.generic]],
+    *,
+    shape_OI: tuple[int, int],
+    scheme: Scheme,
+    scale_dtype: str,
+) -> ScaledCodes:
+    """Read a weight for its numbers.
+
+    Args:
+        parts: Arrays by suffix.
+        shape_OI: Shape of the weight.
+        scheme: Its scheme.
+        scale_dtype: ``F16``; this layout has no other.
+
+    Raises:
+        CheckpointError: The arrays are not such a weight's.
+        IncompatibleError: As ``parts``.
+    """
+    if scale_dtype != "F16":
+        raise CheckpointError(f"{TITLE} has scales in float16, not {scale_dtype}.")
+    return scaled(unpack(parts, shape_OI=shape_OI, scheme=scheme))
 
 
 def quantization_config(scheme: Scheme, modules_to_not_convert: Sequence[str]) -> dict[str, object]:

@@ -25,21 +25,29 @@ References: arXiv 2305.14314 (NF4, double quantization), 2110.02861 (8-bit block
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from forge.core.errors import NonFiniteError
-from forge.formats.contract import Part
+from forge.core.errors import CheckpointError, NonFiniteError
+from forge.formats.contract import Part, ScaledCodes
+from forge.formats.numbers import numbers_of
 from forge.formats.raw_weight import RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
 
 BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
+BLOCKS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Blocks that bitsandbytes knows; ``BLOCK`` is its default, and what is written."""
+_MAX_RANK: Final = 4
+_MAX_SIZE: Final = 1 << 31
+_MAX_NESTED: Final = 1 << 16
 _CHUNK: Final = 1 << 20
 """Elements quantized, hashed and written in one go; a multiple of ``BLOCK``."""
 
@@ -177,36 +185,145 @@ def quantize(
     emit("weight.nested_quant_map", 0, nested_values())
 
 
-def dequantize(
-    tensors: Mapping[str, npt.NDArray[np.generic]],
-    shape_OI: tuple[int, int],
-    *,
-    quant_type: QuantType,
+@dataclass(frozen=True, slots=True)
+class QuantState:
+    """What the JSON of a weight states.
+
+    Attributes:
+        quant_type: ``nf4`` or ``fp4``.
+        shape: Shape of the weight.
+        dtype: Its element type in full precision, in safetensors' vocabulary.
+        block: Elements that share a magnitude.
+        nested_block: Magnitudes that share one of their own; 0 without double quantization.
+        mean: Mean of the magnitudes with double quantization, else 0.
+    """
+
+    quant_type: QuantType
+    shape: tuple[int, ...]
+    dtype: str
+    block: int
+    nested_block: int
+    mean: float
+
+    @property
+    def num_elements(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.num_elements // self.block)
+
+
+def read_state(data: bytes) -> QuantState:
+    """Read the JSON of a weight, of any writer.
+
+    Args:
+        data: The bytes of ``quant_state``.
+
+    Raises:
+        CheckpointError: It is damaged, or states something that bitsandbytes does not write.
+    """
+    try:
+        record = json.loads(data)
+        kind, name, shape = record["quant_type"], record["dtype"], record["shape"]
+        block, nested = record["blocksize"], record.get("nested_blocksize", 0)
+        mean = float(record.get("nested_offset", 0.0))
+        dtype = next((key for key, torch in _TORCH_NAMES.items() if torch == name), None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"its quant_state is damaged ({error!r})") from error
+    is_sane = (
+        isinstance(shape, list)
+        and 1 <= len(shape) <= _MAX_RANK
+        and all(type(size) is int and 0 < size <= _MAX_SIZE for size in shape)
+        and type(block) is int
+        and block in BLOCKS
+        and type(nested) is int
+        and 0 <= nested <= _MAX_NESTED
+        and math.isfinite(mean)
+    )
+    if kind not in ("nf4", "fp4") or dtype is None or not is_sane:
+        raise CheckpointError(
+            f"its quant_state has type {kind!r}, dtype {name!r}, shape {shape!r}, blocks of "
+            f"{block!r}; bitsandbytes writes nf4 or fp4 of a float type in blocks of "
+            f"{', '.join(map(str, BLOCKS))}"
+        )
+    return QuantState(kind, tuple(shape), dtype, block, nested, mean)
+
+
+def magnitudes(
+    tensors: Mapping[str, npt.NDArray[np.generic]], state: QuantState
 ) -> npt.NDArray[np.float32]:
-    """Return the values that a weight's parts stand for.
+    """Return the largest magnitude of each block, float32 [n / block].
 
     Args:
         tensors: The parts by suffix.
-        shape_OI: Output and input features.
-        quant_type: ``nf4`` or ``fp4``.
+        state: What its JSON states.
+
+    Raises:
+        CheckpointError: One is not finite.
+    """
+    found = np.asarray(tensors["weight.absmax"]).reshape(-1)
+    if "weight.nested_absmax" in tensors:
+        nested = np.asarray(tensors["weight.nested_absmax"], np.float32)
+        scales = np.repeat(nested, state.nested_block)[: len(found)]
+        values = np.asarray(tensors["weight.nested_quant_map"], np.float32)
+        # Two roundings, as bitsandbytes has them: the product, then the sum.
+        with np.errstate(all="ignore"):
+            found = values[found.astype(np.intp)] * scales + np.float32(state.mean)
+    largest = found.astype(np.float32)
+    if not np.isfinite(largest).all():
+        raise CheckpointError("'absmax' holds a NaN or an infinity. The checkpoint is damaged.")
+    return largest
+
+
+def decode(tensors: Mapping[str, npt.NDArray[np.generic]], state: QuantState) -> ScaledCodes:
+    """Read a weight of any writer: one row for each block.
+
+    Args:
+        tensors: The parts by suffix; ``weight`` as bytes.
+        state: What its JSON states.
 
     Returns:
-        float32 [O, I].
+        Codes [n / block, block]; what is behind the last element of the weight is filling.
+
+    Raises:
+        CheckpointError: A table is not that of its type, or a magnitude is not finite.
     """
-    count = shape_OI[0] * shape_OI[1]
+    if not np.array_equal(tensors["weight.quant_map"], code_values(state.quant_type)):
+        raise CheckpointError("'quant_map' is not the table of its type.")
     packed = np.asarray(tensors["weight"], np.uint8).reshape(-1)
-    codes = np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:count]
-    largest = np.asarray(tensors["weight.absmax"])
-    if "weight.nested_absmax" in tensors:
-        state = tensors[f"weight.quant_state.bitsandbytes__{quant_type}"]
-        mean = np.float32(json.loads(np.asarray(state, np.uint8).tobytes())["nested_offset"])
-        scales = np.repeat(
-            np.asarray(tensors["weight.nested_absmax"], np.float32), NESTED_BLOCK
-        )[: len(largest)]  # fmt: skip
-        values = np.asarray(tensors["weight.nested_quant_map"], np.float32)
-        largest = values[largest.astype(np.int64)] * scales + mean
-    values = np.asarray(tensors["weight.quant_map"], np.float32)[codes]
-    return (values * np.repeat(largest.astype(np.float32), BLOCK)[:count]).reshape(shape_OI)
+    codes = np.zeros((state.num_blocks * state.block // 2, 2), np.uint8)
+    used = (state.num_elements + 1) // 2
+    codes[:used, 0] = packed[:used] >> 4
+    codes[:used, 1] = packed[:used] & 15
+    return ScaledCodes(
+        codes.reshape(state.num_blocks, state.block),
+        magnitudes(tensors, state)[:, None],
+        state.block,
+        values=code_values(state.quant_type),
+    )
+
+
+def dequantize(
+    tensors: Mapping[str, npt.NDArray[np.generic]], state: QuantState, dtype: str
+) -> npt.NDArray[np.generic]:
+    """Return the numbers that a weight's parts stand for, rounded as ``dequantize_4bit`` does.
+
+    Args:
+        tensors: As for ``decode``.
+        state: What its JSON states.
+        dtype: Element type of the result.
+
+    Returns:
+        Numbers of the weight's shape; ``BF16`` as uint16 bits.
+
+    Raises:
+        CheckpointError: As ``decode``.
+    """
+    weight = replace(decode(tensors, state), precision=state.dtype)
+    return numbers_of(weight, dtype).reshape(-1)[: state.num_elements].reshape(state.shape)
 
 
 def quantization_config(

@@ -18,14 +18,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from forge.core.errors import NonFiniteError
-from forge.formats.contract import Part
+from forge.core.errors import CheckpointError, NonFiniteError
+from forge.formats.contract import Part, ScaledCodes
+from forge.formats.numbers import finite_singles, numbers_of
 from forge.formats.raw_weight import RawWeight
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
 
 _CHUNK: Final = 1 << 19
 """Elements quantized, hashed and written in one go, rounded to whole rows."""
+
+_PER_STEP: Final = 7.874015718698502e-3
+"""1/127, as bitsandbytes writes it."""
 
 Emit = Callable[[str, int, "npt.NDArray[np.generic]"], None]
 """Takes a part's suffix, a byte offset in it, and the bytes."""
@@ -76,14 +80,47 @@ def quantize(weight: RawWeight, emit: Emit) -> None:
     emit("weight_format", 0, np.zeros(1, np.uint8))
 
 
-def dequantize(tensors: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
-    """Return the values that a weight's parts stand for, float32 [O, I].
+def decode(tensors: Mapping[str, npt.NDArray[np.generic]]) -> ScaledCodes:
+    """Read a weight.
+
+    Multiplied by the row's magnitude first and by 1/127 then, each product rounded to float32, as
+    bitsandbytes' ``int8_vectorwise_dequant`` does.
 
     Args:
         tensors: The parts by suffix.
+
+    Raises:
+        CheckpointError: A magnitude is not finite, or the rows lie in another order.
     """
-    scales_O = np.asarray(tensors["SCB"], np.float32) * np.float32(7.874015718698502e-3)
-    return np.asarray(tensors["weight"]).astype(np.float32) * scales_O[:, None]
+    if "weight_format" in tensors and np.asarray(tensors["weight_format"]).item() != 0:
+        raise CheckpointError(
+            "'weight_format' says that its rows are laid out for one kind of GPU. Save the model "
+            "again with a current bitsandbytes."
+        )
+    codes_OI = np.ascontiguousarray(tensors["weight"]).view(np.uint8) ^ np.uint8(128)
+    scales_OG = finite_singles(tensors["SCB"], "F32", what="SCB")[:, None]
+    return ScaledCodes(
+        codes_OI,
+        scales_OG,
+        max(1, codes_OI.shape[1]),
+        zeros_OG=np.full(scales_OG.shape, 128, np.uint8),
+        factor=_PER_STEP,
+    )
+
+
+def dequantize(
+    tensors: Mapping[str, npt.NDArray[np.generic]], dtype: str
+) -> npt.NDArray[np.generic]:
+    """Return the numbers that a weight's parts stand for, [O, I].
+
+    Args:
+        tensors: The parts by suffix.
+        dtype: Element type of the result; ``BF16`` comes as uint16 bits.
+
+    Raises:
+        CheckpointError: As ``decode``.
+    """
+    return numbers_of(decode(tensors), dtype)
 
 
 def quantization_config(*, modules_to_not_convert: tuple[str, ...]) -> dict[str, object]:

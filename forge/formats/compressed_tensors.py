@@ -1,4 +1,4 @@
-"""compressed-tensors ``pack-quantized``, weights of 4 or 8 bits by groups (W4A16, W8A16).
+"""compressed-tensors ``pack-quantized``: integers of few bits (W4A16, W8A16).
 
     part               dtype  shape                 holds
     weight_packed      int32  [O, ceil(I*b/32)]     codes along I, in order
@@ -9,6 +9,11 @@
 The library's numbers are signed and lie in the file with 2^(b-1) added, which makes them our
 codes; so do its zero points. Words are filled up with zero bits.
 ``weight = (code - zero) * scale``.
+
+Others also write one scale for a whole row (``channel``), 2 to 8 bits without gaps across words,
+scales in bfloat16 or float32, and columns in any order, of which ``weight_g_idx`` (int32 [I]) says
+the groups. ``decode`` reads all of these and rounds once, to the type of the scales, as the
+library's ``dequantize`` does.
 
 Reference: compressed-tensors 0.20, ``PackedQuantizationCompressor``. Legend: O output features,
 I input features, g group size, b bits.
@@ -23,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError
-from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, ScaledCodes, Scheme
+from forge.formats.numbers import finite_singles
 from forge.formats.packing import (
     Codes,
     Words,
@@ -37,6 +43,7 @@ from forge.formats.packing import (
     padded_columns,
     transposed,
     unpack_columns,
+    unpack_stream,
 )
 
 TITLE: Final = "compressed-tensors"
@@ -101,10 +108,7 @@ def unpack(
     """
     check_parts(parts, _layout(shape_OI, scheme))
     num_out, num_in = shape_OI
-    if tuple(np.asarray(parts["weight_shape"], np.int64)) != shape_OI:
-        raise CheckpointError(
-            f"'weight_shape' says {parts['weight_shape'].tolist()} for {list(shape_OI)}."
-        )
+    _check_stated(parts["weight_shape"], shape_OI)
     scales_OG = as_scales(parts["weight_scale"])
     if scheme.symmetric:
         zeros_OG = np.full(scales_OG.shape, scheme.num_codes // 2, np.uint8)
@@ -113,6 +117,91 @@ def unpack(
         zeros_OG = as_codes(transposed(_unpacked(words_GX, scheme.bits, num_out)))
     codes_OI = _unpacked(as_words(parts["weight_packed"]), scheme.bits, num_in)
     return QuantizedWeight(codes_OI, scales_OG, zeros_OG, scheme)
+
+
+def parts_of_any(
+    shape_OI: tuple[int, int],
+    *,
+    bits: int,
+    num_groups: int,
+    scale_dtype: str,
+    symmetric: bool,
+    has_order: bool,
+) -> tuple[Part, ...]:
+    """Return what any writer of ``pack-quantized`` writes for a weight.
+
+    Args:
+        shape_OI: Shape of the weight.
+        bits: 2 to 8.
+        num_groups: Groups of input features.
+        scale_dtype: Element type of the scales.
+        symmetric: Whether there are no zero points.
+        has_order: Whether the group of each input feature is stored.
+    """
+    num_out, num_in = shape_OI
+    found = [
+        Part("weight_packed", (num_out, _num_words(num_in, bits)), "I32"),
+        Part("weight_scale", (num_out, num_groups), scale_dtype),
+        Part("weight_shape", (2,), "I64"),
+    ]
+    if not symmetric:
+        found.append(Part("weight_zero_point", (_num_words(num_out, bits), num_groups), "I32"))
+    if has_order:
+        found.append(Part("weight_g_idx", (num_in,), "I32"))
+    return tuple(found)
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[np.generic]],
+    *,
+    shape_OI: tuple[int, int],
+    bits: int,
+    scale_dtype: str,
+) -> ScaledCodes:
+    """Read a weight of any writer.
+
+    Args:
+        parts: Arrays by suffix; zero points and ``weight_g_idx`` only where they are stored.
+        shape_OI: Shape of the weight.
+        bits: 2 to 8.
+        scale_dtype: Element type of the scales.
+
+    Raises:
+        CheckpointError: The arrays are not such a weight's.
+    """
+    num_out, num_in = shape_OI
+    num_groups = parts["weight_scale"].shape[1]
+    symmetric, has_order = "weight_zero_point" not in parts, "weight_g_idx" in parts
+    check_parts(
+        parts,
+        parts_of_any(
+            shape_OI, bits=bits, num_groups=num_groups, scale_dtype=scale_dtype,
+            symmetric=symmetric, has_order=has_order,
+        ),
+    )  # fmt: skip
+    _check_stated(parts["weight_shape"], shape_OI)
+    if num_groups < 1 or num_in % num_groups:
+        raise CheckpointError(f"{num_in} input features do not divide into {num_groups} groups.")
+    groups_I: npt.NDArray[np.int32] | None = None
+    if has_order:
+        groups_I = np.asarray(parts["weight_g_idx"], np.int32)
+        if groups_I.size and not 0 <= int(groups_I.min()) <= int(groups_I.max()) < num_groups:
+            raise CheckpointError(
+                f"'weight_g_idx' names groups beyond the {num_groups} that there are."
+            )
+    if symmetric:
+        zeros_OG = np.full((num_out, num_groups), 1 << (bits - 1), np.uint8)
+    else:
+        words_GX = as_words(transposed(parts["weight_zero_point"]))
+        zeros_OG = as_codes(transposed(unpack_stream(words_GX, bits, num_out)))
+    return ScaledCodes(
+        unpack_stream(as_words(parts["weight_packed"]), bits, num_in),
+        finite_singles(parts["weight_scale"], scale_dtype, what="weight_scale"),
+        max(1, num_in // num_groups),
+        zeros_OG=zeros_OG,
+        groups_I=groups_I,
+        precision=scale_dtype,
+    )
 
 
 def quantization_config(scheme: Scheme, modules_to_not_convert: Sequence[str]) -> dict[str, object]:
@@ -209,6 +298,11 @@ def _layout(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
         return layout
     zeros = Part("weight_zero_point", (_num_words(num_out, scheme.bits), num_groups), "I32")
     return (*layout, zeros)
+
+
+def _check_stated(stated: npt.NDArray[np.generic], shape_OI: tuple[int, int]) -> None:
+    if tuple(np.asarray(stated, np.int64)) != shape_OI:
+        raise CheckpointError(f"'weight_shape' says {stated.tolist()} for {list(shape_OI)}.")
 
 
 def _num_words(count: int, bits: int) -> int:

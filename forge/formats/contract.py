@@ -54,6 +54,35 @@ class QuantizedWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledCodes:
+    """A weight as any layout may hold it, wider than what methods choose: for reading only.
+
+    ``weight = (value of the code - zero point) * scale * factor``, group by group; see
+    ``numbers_of`` for the roundings.
+
+    Attributes:
+        codes_OI: uint8.
+        scales_OG: float32, finite, of any sign.
+        group_size: Neighbouring columns that share a scale; the last group may have fewer.
+        zeros_OG: uint8, for codes that are their own values; ``None`` for zeros.
+        values: float32 [256], the value of each code; ``None`` when a code is its own value.
+        groups_I: int32, each below G: the group of each column, where columns are reordered.
+        factor: A second factor, multiplied after the scale.
+        precision: Element type in which the format's library multiplies; the product is rounded
+            to it before anything else.
+    """
+
+    codes_OI: npt.NDArray[np.uint8]
+    scales_OG: npt.NDArray[np.float32]
+    group_size: int
+    zeros_OG: npt.NDArray[np.uint8] | None = None
+    values: npt.NDArray[np.float32] | None = None
+    groups_I: npt.NDArray[np.int32] | None = None
+    factor: float = 1.0
+    precision: str = "F32"
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One of the tensors that a format writes for a linear layer.
 

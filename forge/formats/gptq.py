@@ -11,6 +11,11 @@ that 0 becomes 15 and only a reader that masks gets it back. A symmetric scheme,
 are all 8, is written that way, because everything reads it. An asymmetric one is written in the
 second version (``gptq_v2``), which stores zero points as they are.
 
+Others also write 2 and 3 bits (32 codes of 3 bits are three words without a gap), columns in any
+order (``g_idx`` then says the group of each), asymmetric weights in the first version, and scales
+in bfloat16. ``decode`` reads all of these; ``weight = (code - zero) * scale``, rounded once to the
+type of the scales.
+
 Reference: Frantar et al., arXiv 2210.17323; GPTQModel 7.6, ``FORMAT.GPTQ`` and ``GPTQ_V2``.
 Legend: O output features, I input features, g group size, b bits.
 """
@@ -24,8 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, ScaledCodes, Scheme
+from forge.formats.numbers import finite_singles
 from forge.formats.packing import (
+    Codes,
     as_codes,
     as_scales,
     as_words,
@@ -34,10 +41,12 @@ from forge.formats.packing import (
     check_weight,
     pack_columns,
     transposed,
-    unpack_columns,
+    unpack_stream,
 )
 
 TITLE: Final = "GPTQ"
+BITS_OF_ANY: Final = (2, 3, 4, 8)
+"""Bits that are read; ``_BITS`` are those that are written."""
 _BITS: Final = (4, 8)
 _WORD_BITS: Final = 32
 
@@ -100,16 +109,90 @@ def unpack(
         raise CheckpointError(
             "'g_idx' reorders the columns (desc_act), which forge's codes do not express."
         )
-    zeros_GO = unpack_columns(as_words(parts["qzeros"]), scheme.bits)
-    if scheme.symmetric:
-        zeros_GO = zeros_GO + np.uint8(1)
-        if (zeros_GO != scheme.num_codes // 2).any():
-            raise CheckpointError("Zero points of a symmetric scheme are not the middle code.")
-    return QuantizedWeight(
-        unpack_columns(as_words(transposed(parts["qweight"])), scheme.bits),
-        as_scales(transposed(parts["scales"])),
-        as_codes(transposed(zeros_GO)),
-        scheme,
+    codes_OI, zeros_OG = _unpacked(parts, shape_OI, scheme.bits, adds_one=scheme.symmetric)
+    if scheme.symmetric and (zeros_OG != scheme.num_codes // 2).any():
+        raise CheckpointError("Zero points of a symmetric scheme are not the middle code.")
+    return QuantizedWeight(codes_OI, as_scales(transposed(parts["scales"])), zeros_OG, scheme)
+
+
+def parts_of_any(
+    shape_OI: tuple[int, int],
+    *,
+    bits: int,
+    num_groups: int,
+    scale_dtype: str,
+    has_order: bool,
+) -> tuple[Part, ...]:
+    """Return what any writer of GPTQ writes for a weight.
+
+    Args:
+        shape_OI: Shape of the weight.
+        bits: 2, 3, 4 or 8.
+        num_groups: Groups of input features.
+        scale_dtype: Element type of the scales.
+        has_order: Whether the group of each input feature is stored.
+
+    Raises:
+        IncompatibleError: The features do not fill whole words, or the bits are none of these.
+    """
+    num_out, num_in = shape_OI
+    if bits not in BITS_OF_ANY:
+        raise IncompatibleError(f"{TITLE} has 2, 3, 4 or 8 bits, not {bits}.")
+    if num_in * bits % _WORD_BITS or num_out * bits % _WORD_BITS:
+        raise IncompatibleError(f"{list(shape_OI)} codes of {bits} bits do not fill whole words.")
+    found = (
+        Part("qweight", (num_in * bits // _WORD_BITS, num_out), "I32"),
+        Part("qzeros", (num_groups, num_out * bits // _WORD_BITS), "I32"),
+        Part("scales", (num_groups, num_out), scale_dtype),
+    )
+    return (*found, Part("g_idx", (num_in,), "I32")) if has_order else found
+
+
+def decode(
+    parts: Mapping[str, npt.NDArray[np.generic]],
+    *,
+    shape_OI: tuple[int, int],
+    bits: int,
+    adds_one: bool,
+    scale_dtype: str,
+) -> ScaledCodes:
+    """Read a weight of any writer.
+
+    Args:
+        parts: Arrays by suffix, ``g_idx`` only where it is stored.
+        shape_OI: Shape of the weight.
+        bits: 2, 3, 4 or 8.
+        adds_one: Whether zero points are stored less one, as the first version does.
+        scale_dtype: Element type of the scales.
+
+    Raises:
+        CheckpointError: The arrays are not such a weight's.
+        IncompatibleError: As ``parts_of_any``.
+    """
+    num_in, num_groups = shape_OI[1], len(parts["scales"])
+    has_order = "g_idx" in parts
+    check_parts(
+        parts,
+        parts_of_any(
+            shape_OI, bits=bits, num_groups=num_groups, scale_dtype=scale_dtype,
+            has_order=has_order,
+        ),
+    )  # fmt: skip
+    if num_groups < 1 or (not has_order and num_in % num_groups):
+        raise CheckpointError(f"{num_in} input features do not divide into {num_groups} groups.")
+    groups_I: npt.NDArray[np.int32] | None = None
+    if has_order:
+        groups_I = np.asarray(parts["g_idx"], np.int32)
+        if groups_I.size and not 0 <= int(groups_I.min()) <= int(groups_I.max()) < num_groups:
+            raise CheckpointError(f"'g_idx' names groups beyond the {num_groups} that there are.")
+    codes_OI, zeros_OG = _unpacked(parts, shape_OI, bits, adds_one=adds_one)
+    return ScaledCodes(
+        codes_OI,
+        finite_singles(transposed(parts["scales"]), scale_dtype, what="scales"),
+        max(1, num_in // num_groups),
+        zeros_OG=zeros_OG,
+        groups_I=groups_I,
+        precision=scale_dtype,
     )
 
 
@@ -186,6 +269,23 @@ def _layout(shape_OI: tuple[int, int], scheme: Scheme) -> tuple[Part, ...]:
         Part("scales", (num_groups, num_out), "F16"),
         Part("g_idx", (num_in,), "I32"),
     )
+
+
+def _unpacked(
+    parts: Mapping[str, npt.NDArray[np.generic]],
+    shape_OI: tuple[int, int],
+    bits: int,
+    *,
+    adds_one: bool,
+) -> tuple[Codes, Codes]:
+    """Return codes [O, I] and zero points [O, G]."""
+    num_out, num_in = shape_OI
+    zeros_GO = unpack_stream(as_words(parts["qzeros"]), bits, num_out)
+    if adds_one:
+        # What was 0 less 1 lies in the file as all ones, and comes back as 0.
+        zeros_GO = (zeros_GO + np.uint8(1)) & np.uint8((1 << bits) - 1)
+    codes_OI = unpack_stream(as_words(transposed(parts["qweight"])), bits, num_in)
+    return codes_OI, as_codes(transposed(zeros_GO))
 
 
 def _groups(num_in: int, scheme: Scheme) -> npt.NDArray[np.int32]:

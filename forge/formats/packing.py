@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, IncompatibleError
-from forge.formats.contract import Part, QuantizedWeight, Scheme
+from forge.formats.contract import Part, QuantizedWeight, ScaledCodes, Scheme
+from forge.formats.numbers import ARRAY_TYPES
 
 Codes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int32]
@@ -29,7 +30,6 @@ _BYTE_BITS: Final = 8
 _WORD_BITS: Final = 32
 _TILE: Final = 64
 """Rows that are transposed at once: their cache lines stay where they are until they are full."""
-_NUMPY: Final = {"I16": np.int16, "I32": np.int32, "I64": np.int64, "F16": np.float16}
 _COMMON_GROUPS: Final = (16, 32, 64, 128, 256, 512, 1024)
 
 assert sys.byteorder == "little", "words are laid out as safetensors has them: lowest byte first"
@@ -70,6 +70,31 @@ def unpack_columns(words_RW: Words, bits: int) -> Codes:
         mask = np.uint16(((1 << width) - 1) * 0x0101)
         pairs = codes.astype(np.uint16)
         codes = ((pairs | (pairs << (_BYTE_BITS - width))) & mask).view(np.uint8)
+    return codes
+
+
+def unpack_stream(words_RW: Words, bits: int, count: int) -> Codes:
+    """Unpack rows whose codes follow each other without a gap, across the ends of words.
+
+    For 1, 2, 4 and 8 bits, which divide a word, this is ``unpack_columns``.
+
+    Args:
+        words_RW: int32.
+        bits: 1 to 8.
+        count: Codes of a row, at most ``W * 32 / bits``.
+
+    Returns:
+        uint8 [R, count].
+    """
+    if _BYTE_BITS % bits == 0:
+        return np.ascontiguousarray(unpack_columns(words_RW, bits)[:, :count])
+    codes = np.empty((words_RW.shape[0], count), np.uint8)
+    weights = (1 << np.arange(bits)).astype(np.uint8)
+    # Single bits take eight bytes a byte, so a few rows are unpacked at a time.
+    for start in range(0, words_RW.shape[0], _TILE):
+        rows = np.ascontiguousarray(words_RW[start : start + _TILE]).view(np.uint8)
+        single = np.unpackbits(rows, axis=1, count=count * bits, bitorder="little")
+        codes[start : start + _TILE] = single.reshape(len(rows), count, bits) @ weights
     return codes
 
 
@@ -235,11 +260,26 @@ def check_parts(parts: Mapping[str, npt.NDArray[np.generic]], expected: Sequence
         raise CheckpointError(f"The parts of a quantized weight are missing or unknown: {odd}.")
     for part in expected:
         array = parts[part.suffix]
-        if array.shape != part.shape or array.dtype != _NUMPY[part.dtype]:
+        if array.shape != part.shape or array.dtype != ARRAY_TYPES[part.dtype]:
             raise CheckpointError(
                 f"'{part.suffix}' is {array.dtype.name} {list(array.shape)} and should be "
-                f"{np.dtype(_NUMPY[part.dtype]).name} {list(part.shape)}."
+                f"{np.dtype(ARRAY_TYPES[part.dtype]).name} {list(part.shape)}."
             )
+
+
+def scaled(weight: QuantizedWeight) -> ScaledCodes:
+    """Return a method's codes as what any layout may hold.
+
+    Args:
+        weight: The weight.
+    """
+    return ScaledCodes(
+        weight.codes_OI,
+        weight.scales_OG.astype(np.float32),
+        weight.scheme.group_size,
+        zeros_OG=weight.zeros_OG,
+        precision="F16",
+    )
 
 
 def as_words(array: npt.NDArray[np.generic]) -> Words:

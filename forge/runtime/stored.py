@@ -9,10 +9,9 @@ Legend: O output features, I input features, G groups of input features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -248,41 +247,40 @@ def _bnb_layers(source: TensorSource) -> list[StoredLayer]:
         module, separator, word = name.partition(f".{_STATE}")
         if not separator:
             continue
-        if word not in ("nf4", "fp4"):
-            raise CheckpointError(f"'{source.label}': '{name}' is of an unknown type.")
-        quant_type = cast("Literal['nf4', 'fp4']", word)
-        shape_OI, state = _read_state(source, name)
+        state, data = _read_state(source, name)
+        if word != state.quant_type:
+            raise CheckpointError(f"'{source.label}': '{name}' says {state.quant_type} inside.")
+        shape_OI = (state.shape[0], state.shape[1])
         parts = bnb_4bit.parts(
             shape_OI,
-            quant_type=quant_type,
+            quant_type=state.quant_type,
             double_quant=f"{module}.weight.nested_absmax" in source.names(),
-            state=state,
+            state=data,
         )
-        layers.append(_layer(source, module, shape_OI, parts, _unpack_bnb(shape_OI, quant_type)))
+        layers.append(_layer(source, module, shape_OI, parts, _unpack_bnb(shape_OI, state)))
     return layers
 
 
-def _read_state(source: TensorSource, name: str) -> tuple[tuple[int, int], bytes]:
+def _read_state(source: TensorSource, name: str) -> tuple[bnb_4bit.QuantState, bytes]:
     if source.info(name).nbytes > _MAX_STATE_BYTES:
         raise CheckpointError(f"'{source.label}': '{name}' is too large for what it should hold.")
-    state = bytes(source.read(name))
+    data = bytes(source.read(name))
     try:
-        record = json.loads(state)
-        rows, columns = record["shape"]
-        is_known = record["blocksize"] == bnb_4bit.BLOCK and min(rows, columns) > 0
-        shape_OI = (int(rows), int(columns))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"'{source.label}': '{name}' is damaged ({error!r}).") from error
-    if not is_known:
+        state = bnb_4bit.read_state(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{source.label}': '{name}': {error}.") from error
+    if state.block != bnb_4bit.BLOCK:
         raise CheckpointError(
-            f"'{source.label}': '{name}' has blocks of {record['blocksize']}; forge runs those of "
+            f"'{source.label}': '{name}' has blocks of {state.block}; forge runs those of "
             f"{bnb_4bit.BLOCK}."
         )
-    return shape_OI, state
+    if len(state.shape) != 2:
+        raise CheckpointError(f"'{source.label}': '{name}' describes no matrix.")
+    return state, data
 
 
 def _unpack_bnb(
-    shape_OI: tuple[int, int], quant_type: Literal["nf4", "fp4"]
+    shape_OI: tuple[int, int], state: bnb_4bit.QuantState
 ) -> Callable[[Arrays], PackedWeight]:
     def run(arrays: Arrays) -> PackedWeight:
         num_out, num_in = shape_OI
@@ -291,26 +289,12 @@ def _unpack_bnb(
                 f"it has {num_in} input features, so that blocks of {bnb_4bit.BLOCK} run on over "
                 "the ends of rows; forge does not run such layers. Load it with transformers."
             )
-        if not np.array_equal(arrays["weight.quant_map"], bnb_4bit.code_values(quant_type)):
-            raise CheckpointError("'quant_map' is not the table of its type.")
-        packed = np.asarray(arrays["weight"], np.uint8).reshape(-1)
-        codes_OI = np.empty((num_out, num_in), np.uint8)
-        codes_OI[:, 0::2] = (packed >> 4).reshape(num_out, -1)
-        codes_OI[:, 1::2] = (packed & 15).reshape(num_out, -1)
-        return lay_out(codes_OI, _magnitudes(arrays, shape_OI, quant_type), None, kind=quant_type)
+        weight = bnb_4bit.decode(arrays, state)
+        return lay_out(
+            weight.codes_OI.reshape(shape_OI),
+            weight.scales_OG.reshape(num_out, -1),
+            None,
+            kind=state.quant_type,
+        )
 
     return run
-
-
-def _magnitudes(
-    arrays: Arrays, shape_OI: tuple[int, int], quant_type: str
-) -> npt.NDArray[np.float32]:
-    """Return the magnitude of each block, float32 [O, G]."""
-    magnitudes = arrays["weight.absmax"]
-    if "weight.nested_absmax" in arrays:
-        state = json.loads(arrays[f"{_STATE}{quant_type}"].tobytes())
-        nested = np.asarray(arrays["weight.nested_absmax"], np.float32)
-        scales = np.repeat(nested, bnb_4bit.NESTED_BLOCK)[: magnitudes.size]
-        table = np.asarray(arrays["weight.nested_quant_map"], np.float32)
-        magnitudes = table[magnitudes.astype(np.intp)] * scales + np.float32(state["nested_offset"])
-    return magnitudes.astype(np.float32).reshape(shape_OI[0], -1)

@@ -115,9 +115,10 @@ def test_it_reads_what_bitsandbytes_wrote(quant_type: QuantType) -> None:
         )
         parts = {f"weight.{key}": part.numpy() for key, part in state.as_dict(packed=True).items()}
         parts["weight"] = packed.numpy()
-        found = bnb_4bit.dequantize(parts, (48, 130), quant_type=quant_type)
+        stated = parts[f"weight.quant_state.bitsandbytes__{quant_type}"].tobytes()
+        found = bnb_4bit.dequantize(parts, bnb_4bit.read_state(stated), "F32")
         expected = functional.dequantize_4bit(packed, state).numpy()
-        assert np.allclose(found, expected, rtol=1e-6, atol=1e-7)
+        assert np.array_equal(found, expected)
 
 
 def _llama() -> Any:

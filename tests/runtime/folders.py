@@ -128,6 +128,7 @@ def quantize_weight(
 
     layout.quantize(linear, raw, emit)
     if variant.format == "bnb-int8":
-        return made, bnb_int8.dequantize(made)
-    kind = "nf4" if variant.format == "bnb-nf4" else "fp4"
-    return made, bnb_4bit.dequantize(made, weight_OI.shape, quant_type=kind)
+        return made, bnb_int8.dequantize(made, "F32").astype(np.float32)
+    kind = variant.format.removeprefix("bnb-")
+    state = bnb_4bit.read_state(made[f"weight.quant_state.bitsandbytes__{kind}"].tobytes())
+    return made, bnb_4bit.dequantize(made, state, "F32").astype(np.float32)
