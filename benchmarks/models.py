@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ BASE_SCALE: Final = np.float32(0.02)
 TUNE_SCALE: Final = np.float32(0.002)
 TUNES: Final = ("tune_a", "tune_b")
 _SPECIAL: Final = ("<unk>", "<s>", "</s>", "<pad>")
+_SPECIAL_IDS: Final = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 _RECORD: Final = "generated.json"
 
 
@@ -87,6 +89,10 @@ MANY_TENSORS: Final = ModelShape(16, 889, 32, 32, 4, 4)
 """8,004 tensors of at most a kilobyte."""
 MISTRAL_7B: Final = ModelShape(4096, 32, 14336, 32000, 32, 8, "mistral")
 """7.24 billion parameters, the shapes of Mistral-7B."""
+LLAMA_2_70B: Final = ModelShape(8192, 80, 28672, 32000, 64, 8)
+"""69 billion parameters: Llama-2-70B, and Me-LLaMA-70B and Meditron-70B, which were made of it."""
+LLAMA_3_70B: Final = ModelShape(8192, 80, 28672, 128256, 64, 8)
+"""70.6 billion parameters: Llama-3-70B, and OpenBioLLM-70B and Med42-70B, which were made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,22 +192,25 @@ def _mark_written(folder: Path, shape: ModelShape, *, kind: str) -> None:
     (folder / _RECORD).write_text(json.dumps({"kind": kind, **asdict(shape)}) + "\n")
 
 
-def _start_folder(folder: Path, shape: ModelShape) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def config_of(shape: ModelShape) -> dict[str, object]:
+    """Return a ``config.json``."""
     classes = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-    config: dict[str, object] = {
+    return {
         "architectures": [classes[shape.model_type]], "model_type": shape.model_type,
         "hidden_size": shape.hidden, "intermediate_size": shape.intermediate,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "max_position_embeddings": 2048, "rope_theta": 10000.0, "vocab_size": shape.vocab,
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16", **ids,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", **_SPECIAL_IDS,
     }  # fmt: skip
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", ids)
+
+
+def _start_folder(folder: Path, shape: ModelShape) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    _write_json(folder / "config.json", config_of(shape))
+    _write_json(folder / "generation_config.json", _SPECIAL_IDS)
     _write_tokenizer(folder, shape.vocab)
 
 
@@ -239,16 +248,30 @@ def _write_model(folder: Path, shape: ModelShape, *, tune: int | None) -> None:
 
 def _write_sparse_model(folder: Path, shape: ModelShape, *, num_shards: int) -> None:
     _start_folder(folder, shape)
+    write_sparse_weights(folder, shape.tensors(), num_shards=num_shards)
+
+
+def write_sparse_weights(
+    folder: Path, tensors: Mapping[str, tuple[int, ...]], *, num_shards: int
+) -> None:
+    """Write weight files with an index whose values are holes: bfloat16 zeros of any size.
+
+    Args:
+        folder: It must exist.
+        tensors: Shapes by name, in file order.
+        num_shards: Files to write.
+    """
     weight_map: dict[str, str] = {}
-    for number, tensors in enumerate(_cut(shape.tensors(), num_shards), start=1):
+    for number, part in enumerate(_cut(tensors, num_shards), start=1):
         file_name = f"model-{number:05d}-of-{num_shards:05d}.safetensors"
         with (folder / file_name).open("wb") as file:
-            _write_header(file, tensors)
-            file.truncate(file.tell() + sum(map(_num_bytes, tensors.values())))
-        weight_map |= dict.fromkeys(tensors, file_name)
+            _write_header(file, part)
+            file.truncate(file.tell() + sum(map(_num_bytes, part.values())))
+        weight_map |= dict.fromkeys(part, file_name)
+    total = sum(map(_num_bytes, tensors.values()))
     _write_json(
         folder / "model.safetensors.index.json",
-        {"metadata": {"total_size": shape.num_bytes}, "weight_map": weight_map},
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
 
 
@@ -275,7 +298,7 @@ def _write_header(file: BinaryIO, tensors: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def _num_bytes(shape: tuple[int, ...]) -> int:
-    return 2 * int(np.prod(shape))
+    return 2 * math.prod(shape)
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

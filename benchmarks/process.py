@@ -3,6 +3,7 @@
 CPU time is what the kernel charged to the process and to its children that it waited for, user
 and system together (``wait4``). Anonymous memory is RssAnon summed over the process tree, looked
 at every 20 ms: heap and stacks, without pages of mapped files, which the kernel can drop at will.
+Resident memory counts those pages, too: it is VmHWM, a high-water mark that the kernel keeps.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ class Measurement:
         cpu_s: User and system time of the process and its children.
         peak_anonymous_bytes: Greatest RssAnon of the process tree; None where it was not looked at.
         background_cores: Cores that everything else on the machine used meanwhile, on average.
+        peak_resident_bytes: VmHWM summed over the process tree: no less than was resident at once.
     """
 
     wall_s: float
     cpu_s: float
     peak_anonymous_bytes: int | None
     background_cores: float
+    peak_resident_bytes: int | None = None
 
     def as_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -91,7 +94,7 @@ def run_measured(
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
         )  # fmt: skip
         try:
-            peak = _watch(process.pid)
+            anonymous, resident = _watch(process.pid)
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
@@ -106,7 +109,7 @@ def run_measured(
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
         line = " ".join(map(str, command))
         raise BenchmarkError(f"'{line}' ended with {process.returncode}:\n{tail}")
-    return Measurement(wall, cpu, peak, max(0.0, others / wall))
+    return Measurement(wall, cpu, anonymous, max(0.0, others / wall), resident)
 
 
 def copy_measured(inputs: Sequence[Path], output: Path) -> Measurement:
@@ -133,18 +136,20 @@ def copy_measured(inputs: Sequence[Path], output: Path) -> Measurement:
     return Measurement(wall, cpu, None, max(0.0, (_busy_s() - busy - cpu) / wall))
 
 
-def _watch(pid: int) -> int:
-    """Follow a process until it exits, unreaped; return the peak of its tree's RssAnon."""
-    peak = 0
+def _watch(pid: int) -> tuple[int, int]:
+    """Follow a process until it exits, unreaped; return the peaks of RssAnon and of VmHWM."""
+    anonymous = resident = 0
     descriptor = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while not poll.poll(POLL_S * 1000):
-            peak = max(peak, sum(map(_anonymous_bytes, _tree(pid))))
+            found = [_memory(process) for process in _tree(pid)]
+            anonymous = max(anonymous, sum(memory["RssAnon"] for memory in found))
+            resident = max(resident, sum(memory["VmHWM"] for memory in found))
     finally:
         os.close(descriptor)
-    return peak
+    return anonymous, resident
 
 
 def _tree(pid: int) -> list[int]:
@@ -163,15 +168,18 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _anonymous_bytes(pid: int) -> int:
+def _memory(pid: int) -> dict[str, int]:
+    """Return RssAnon and VmHWM of a process, in bytes."""
+    found = {"RssAnon": 0, "VmHWM": 0}
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it has just ended
-        return 0
+        return found
     for line in status.splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) * 1024
+    return found
 
 
 def _busy_s() -> float:

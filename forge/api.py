@@ -130,13 +130,11 @@ def check(config: str | Path | MergeRecipe, *, out: Path | None = None) -> Check
     """
     from forge.merge.check.preflight import check_merge
     from forge.merge.run import open_models
-    from forge.merge.vocabulary.planning import plan_vocabulary
 
     recipe = _recipe(config)
     checkpoints = open_models(recipe, weights=False)
     try:
-        vocabulary = plan_vocabulary(recipe, checkpoints)
-        return check_merge(recipe, checkpoints, out=out, vocabulary=vocabulary)
+        return check_merge(recipe, checkpoints, out=out)
     finally:
         for checkpoint in checkpoints.values():
             checkpoint.source.close()
@@ -234,7 +232,7 @@ def plan_quantize(config: str | Path | QuantizeRecipe, *, out: Path | None = Non
 
     Args:
         config: A recipe that names a model, or what ``load_quantize_recipe`` takes.
-        out: Where the result would go, to judge the space there.
+        out: Where the result would go; a lack of space there is a notice of the plan.
 
     Returns:
         What becomes of every tensor.
@@ -244,7 +242,7 @@ def plan_quantize(config: str | Path | QuantizeRecipe, *, out: Path | None = Non
     """
     from forge.quantize.check import check_recipe
 
-    return check_recipe(_quantize_recipe(config), out=out)
+    return check_recipe(_quantize_recipe(config), out=out, must_fit=False)
 
 
 def quantize(

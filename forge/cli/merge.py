@@ -13,6 +13,7 @@ from forge.cli import console
 from forge.cli.options import RESUMABLE_KEY, debug_option, json_option
 from forge.cli.progress import open_progress
 from forge.cli.tables import duration_text, plural, size_text
+from forge.core.errors import IncompatibleError
 
 if TYPE_CHECKING:
     from forge.merge.run import MergeResult
@@ -112,11 +113,16 @@ def default_name(recipe: MergeRecipe) -> str:
 def _show_plan(recipe: MergeRecipe, out: Path, *, as_json: bool) -> None:
     from forge.cli.plan_text import plan_text
 
-    plan = api.plan(recipe, out=out)
+    report = api.check(recipe, out=out)
+    if report.plan is None:
+        raise IncompatibleError("\n".join(finding.message for finding in report.errors))
     if as_json:
-        console.result_json({"out": str(out), "recipe": recipe.resolved(), **plan.summary()})
+        found = report.as_json()
+        needs = {key: found[key] for key in ("memory_bytes", "free_disk_bytes", "findings")}
+        record = {"out": str(out), "recipe": recipe.resolved(), **needs, **report.plan.summary()}
+        console.result_json(record)
     else:
-        console.result(plan_text(recipe, plan, out, width=console.width()))
+        console.result(plan_text(recipe, report.plan, report, out, width=console.width()))
 
 
 def _record(result: MergeResult) -> dict[str, object]:

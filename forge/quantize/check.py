@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -41,7 +42,11 @@ _MOST_EXAMPLES: Final = 3
 
 
 def check_recipe(
-    recipe: QuantizeRecipe, *, out: Path | None = None, overwrite: bool = False
+    recipe: QuantizeRecipe,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    must_fit: bool = True,
 ) -> QuantizePlan:
     """Check and plan a quantization without reading or downloading a weight.
 
@@ -49,6 +54,8 @@ def check_recipe(
         recipe: What to make.
         out: Where the result would go.
         overwrite: Whether an output of forge that is there may be replaced.
+        must_fit: Whether a disk that is too small is an error; else it is a notice of the plan,
+            which may be meant for another machine.
 
     Returns:
         The plan.
@@ -64,9 +71,11 @@ def check_recipe(
             check_replaceable(folder, overwrite=overwrite)
     checkpoint = open_checkpoint(recipe.model, weights=False)
     try:
-        return check_quantize(recipe, checkpoint, out=out)
+        plan = check_quantize(recipe, checkpoint, out=out if must_fit else None)
     finally:
         checkpoint.source.close()
+    shortage = None if must_fit or out is None else _shortage(out, plan)
+    return plan if shortage is None else replace(plan, notices=(*plan.notices, shortage))
 
 
 def check_quantize(
@@ -107,8 +116,10 @@ def check_quantize(
         # What could not be folded is known from the headers, too.
         planned_changes(checkpoint, keep=recipe.keep)
     plan = build_plan(recipe, checkpoint)
-    if out is not None:
-        _check_space(out, plan)
+    shortage = None if out is None else _shortage(out, plan)
+    if shortage is not None:
+        # Before the calibration; the sink judges a resumed run.
+        raise OutputError(shortage)
     return plan
 
 
@@ -259,16 +270,17 @@ def _memory_problems(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _check_space(out: Path, plan: QuantizePlan) -> None:
-    """Refuse a disk that is too small, before the calibration; the sink judges a resumed run."""
+def _shortage(out: Path, plan: QuantizePlan) -> str | None:
+    """Return what to say of a disk that is too small for an output that is not begun."""
     folder = out.absolute()
     if folder.with_name(folder.name + PARTIAL_SUFFIX).exists() or folder.exists():
-        return
+        return None
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if plan.output_bytes > free:
-        raise OutputError(
-            f"'{folder}' has {free / 1e9:.2f} GB free; the output needs "
-            f"{plan.output_bytes / 1e9:.2f} GB. Free some space or choose another folder."
-        )
+    if plan.output_bytes <= free:
+        return None
+    return (
+        f"'{folder}' has {free / 1e9:.2f} GB free; the output needs "
+        f"{plan.output_bytes / 1e9:.2f} GB. Free some space or choose another folder."
+    )

@@ -1,0 +1,108 @@
+"""What comes before the first weight of a model of 70 or 671 billion parameters, measured.
+
+The models have headers, configurations and tokenizers of their true sizes, and holes for weights
+(``benchmarks/large_models.py``). Whole processes are measured. Limits of time are limits of CPU
+time: all of this runs on one core, so on an idle machine that is the time a user waits, and on a
+busy one it stays the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.large_models import LARGE_MODELS
+from benchmarks.models import Family
+from benchmarks.process import Measurement, child_environment, run_measured
+from benchmarks.programs import CONTESTS
+from tests.end_to_end.command import REPOSITORY
+
+GB = 10**9
+
+
+def forge(place: Path, *arguments: str) -> tuple[Measurement, str]:
+    """Run forge to its end; return what it cost and what it said."""
+    log = place / "log.txt"
+    cost = run_measured(
+        (sys.executable, "-m", "forge", *arguments),
+        folder=place, log=log, environment=child_environment(PYTHONPATH=str(REPOSITORY)),
+    )  # fmt: skip
+    return cost, log.read_text()
+
+
+def assert_cheap(cost: Measurement, *, seconds: float, num_bytes: int) -> None:
+    assert cost.cpu_s < seconds
+    assert cost.peak_resident_bytes is not None
+    # Less than 10 MB would mean that nobody looked.
+    assert 10**7 < cost.peak_resident_bytes < num_bytes
+
+
+@pytest.fixture(scope="module")
+def llama_3_70b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write("llama-3-70b", tmp_path_factory.mktemp("llama-3-70b"))
+
+
+@pytest.fixture(scope="module")
+def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write("deepseek-v3", tmp_path_factory.mktemp("deepseek-v3"))
+
+
+def write(name: str, place: Path) -> Path:
+    family: Family = LARGE_MODELS[name].write_family(place / "models")
+    CONTESTS["dare_ties"].write_recipe(place / "dare.yaml", family)
+    return place
+
+
+def test_a_check_of_three_models_of_70b(llama_3_70b: Path) -> None:
+    cost, text = forge(llama_3_70b, "check", "dare.yaml")
+    assert len(re.findall(r"80 +723 +70\.6 B +BF16 +128,256", text)) == 3
+    # 70,553,706,496 parameters of two bytes, three models.
+    assert "reads 423.32 GB, writes 141.11 GB" in text
+    assert "ready to merge" in text
+    assert_cheap(cost, seconds=5, num_bytes=GB)
+
+
+def test_a_dry_run_of_three_models_of_70b(llama_3_70b: Path) -> None:
+    cost, text = forge(llama_3_70b, "merge", "dare.yaml", "--dry-run", "--json")
+    plan = json.loads(text)
+    assert plan["num_parameters"] == 70_553_706_496
+    assert plan["output_bytes"] == 2 * 70_553_706_496
+    assert plan["input_bytes"] == 3 * plan["output_bytes"]
+    assert plan["num_tensors"] == len(plan["jobs"]) == 723
+    assert plan["memory_bytes"] < GB
+    assert_cheap(cost, seconds=5, num_bytes=GB)
+
+
+def test_a_dry_run_says_what_70b_takes(llama_3_70b: Path) -> None:
+    _, text = forge(llama_3_70b, "merge", "dare.yaml", "--dry-run", "--out", "new/out")
+    assert re.search(r"needs about \d+\.\d\d MB of memory, and 9 min 24 s where a disk", text)
+    assert re.search(r"layers 0-79 +80 × 9 ", text)
+    assert text.endswith("Nothing was written (dry run).\n")
+    assert not (llama_3_70b / "new").exists()
+
+
+def test_a_dry_run_of_three_mixtures_of_45_000_tensors(deepseek_v3: Path) -> None:
+    """A dry run is a check whose plan is printed, so this covers both."""
+    cost, text = forge(deepseek_v3, "merge", "dare.yaml", "--dry-run")
+    assert "61 layers, 45,395 tensors, 671 B parameters" in text
+    assert "reads 4.03 TB, writes 1.34 TB" in text
+    assert_cheap(cost, seconds=10, num_bytes=GB)
+
+
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [(("bnb", "--type", "nf4"), "42.71 GB"), (("rtn", "--group-size", "128"), "39.77 GB")],
+)
+def test_a_dry_run_of_quantizing_70b(
+    llama_3_70b: Path, options: tuple[str, ...], output: str
+) -> None:
+    method, *rest = options
+    cost, text = forge(
+        llama_3_70b, "quantize", "models/base", "--method", method, *rest, "--dry-run"
+    )
+    assert f"reads 141.11 GB, writes {output}" in text
+    assert_cheap(cost, seconds=5, num_bytes=GB)
