@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from forge.kernels.cuda.packed_matmul import MOST_DECODE_ROWS, multiply
+from forge.kernels.cpu.quantized.packed_layout import KINDS
+from forge.kernels.cuda import packed_matmul
+from forge.kernels.cuda.packed_matmul import MOST_TABLE_ROWS, MOST_TILE_ROWS, multiply
 from tests.kernels.test_packed_matmul import weight_of
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -23,16 +25,25 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETS else "cuda"
 CASES = [
     ("u4", 1, 64, 200, 384),
+    ("u4", 1, 128, 4200, 1024),
     ("u4", 3, 32, 72, 96),
-    ("u4", MOST_DECODE_ROWS, 128, 128, 1024),
-    ("u4", 9, 64, 200, 192),
+    ("u4", 16, 128, 128, 1024),
+    ("u4", MOST_TILE_ROWS, 64, 200, 192),
     ("u4", 70, 128, 88, 256),
     ("u8", 1, 96, 40, 96),
+    ("u8", 2, 9, 40, 9),
     ("u8", 20, 32, 40, 96),
-    ("nf4", 2, 64, 72, 128),
+    ("u8", 40, 32, 40, 96),
+    ("nf4", 1, 64, 72, 1024),
+    ("nf4", MOST_TABLE_ROWS, 64, 72, 128),
     ("nf4", 17, 64, 72, 128),
     ("fp4", 1, 64, 16, 64),
 ]
+
+
+def _rounds_weights(kind: str, rows: int) -> bool:
+    return rows > (1 if KINDS[kind].has_zeros else MOST_TABLE_ROWS)
+
 
 needs_device = pytest.mark.skipif(
     not HAS_TRITON or not (INTERPRETS or torch.cuda.is_available()),
@@ -47,8 +58,8 @@ needs_device = pytest.mark.skipif(
 def test_equals_dequantizing_and_multiplying(
     kind: str, rows: int, group: int, num_out: int, num_in: int, dtype: torch.dtype
 ) -> None:
-    if INTERPRETS and dtype == torch.bfloat16 and rows > MOST_DECODE_ROWS:
-        pytest.skip("the interpreter multiplies the bits of bfloat16 tiles as integers")
+    if INTERPRETS and dtype == torch.bfloat16 and (rows > 1 or num_out > 4096):
+        pytest.skip("the interpreter multiplies the bits of bfloat16 tiles, and cuts off digits")
     weight, dense_OI = weight_of(kind, num_out, num_in, group)
     scales = weight.scales.view(f"int{8 * weight.kind.scale_bytes}")
     arrays = (weight.words.view("int32"), scales, weight.zeros)
@@ -63,9 +74,9 @@ def test_equals_dequantizing_and_multiplying(
     dense = torch.from_numpy(dense_OI)
     expected = x.double() @ dense.T
     step = torch.finfo(dtype).eps
-    # The result is rounded once; a prompt's weights are rounded to the activations' type as well.
+    # The result is rounded once; for several rows, weights are rounded to their type as well.
     slack = 1e-5 * (x.double().abs() @ dense.abs().T)
-    if rows > MOST_DECODE_ROWS:
+    if _rounds_weights(kind, rows):
         slack += step / 2 * (x.double().abs() @ dense.abs().T)
     assert ((y.cpu().double() - expected).abs() <= step * expected.abs() + slack).all()
 
@@ -84,6 +95,19 @@ def test_no_rows() -> None:
     assert y.shape == (0, 16)
 
 
+@needs_device
+@pytest.mark.gpu
+def test_a_weight_is_dequantized_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, dense_OI = weight_of("u4", 200, 192, 64)
+    arrays = (weight.words.view("int32"), weight.scales.view("int16"), weight.zeros)
+    tensors = [torch.from_numpy(array).to(DEVICE) for array in arrays]
+    x = torch.randn(40, 192, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(packed_matmul, "_SLICE_ELEMENTS", 100 * 192)
+    y = multiply(x.to(DEVICE), *tensors, kind=weight.kind, group_size=64, num_outputs=200)
+    torch.testing.assert_close(y.cpu().double(), x.double() @ torch.from_numpy(dense_OI).T,
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install triton)")
 def test_in_the_interpreter() -> None:
@@ -93,8 +117,8 @@ def test_in_the_interpreter() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
-    skipped = sum(rows > MOST_DECODE_ROWS for _, rows, *_ in CASES)
-    assert f"{3 * len(CASES) + 1 - skipped} passed, {skipped} skipped" in done.stdout
+    skipped = sum(rows > 1 or num_out > 4096 for _, rows, _, num_out, _ in CASES)
+    assert f"{3 * len(CASES) + 2 - skipped} passed, {skipped} skipped" in done.stdout
 
 
 COMPILE = """
@@ -103,13 +127,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from forge.kernels.cuda import packed_kernels
 
-for name, rows, kind, words in (("decode", 1, "*bf16", 16), ("prefill", 64, "*fp16", 16)):
+SIZES = {
+    "decode_codes": dict(OUTPUTS=16, WORDS=64, HAS_ZEROS=True),
+    "decode_table": dict(OUTPUTS=16, WORDS=32, HAS_ZEROS=False),
+    "tile": dict(ROWS=16, OUTPUTS=64, WORDS=16, HAS_ZEROS=True),
+    "dequantize": dict(OUTPUTS=16, WORDS=32, HAS_ZEROS=True),
+}
+for name, sizes in SIZES.items():
     kernel = getattr(packed_kernels, name)
     types = {
-        "x": kind, "words": "*i32", "scales": "*fp16", "zeros": "*u8", "table": "*fp32",
-        "out": "*fp32" if name == "decode" else kind,
+        "x": "*bf16", "words": "*i32", "scales": "*fp16", "zeros": "*u8", "table": "*fp32",
+        "out": "*bf16",
     }
-    values = dict(ROWS=rows, OUTPUTS=64, WORDS=words, GROUP_WORDS=16, BITS=4, HAS_ZEROS=True)
+    values = dict(GROUP_WORDS=16, BITS=4, **sizes)
     signature = {
         each: types.get(each, "constexpr" if each in values else "i32")
         for each in kernel.arg_names
@@ -132,5 +162,8 @@ def test_compiles_for_a_device_that_is_not_there(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    # A prompt goes through the tensor cores.
-    assert done.stdout.split() == ["decode", "plain", "True", "prefill", "mma", "True"]
+    # Several rows go through the tensor cores.
+    assert done.stdout.split() == [
+        "decode_codes", "plain", "True", "decode_table", "plain", "True", "tile", "mma", "True",
+        "dequantize", "plain", "True",
+    ]  # fmt: skip

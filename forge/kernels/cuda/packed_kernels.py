@@ -1,8 +1,11 @@
 """The Triton kernels behind ``packed_matmul``, which explains them. Needs triton.
 
-Both load each packed word once, as a tensor [WORDS, OUTPUTS], and then take its codes one place
-after another. The inputs of one place are ``word * codes + place``, so the activations are loaded
-in that order as well, and no tensor is ever rearranged. A word never spans two groups.
+All load each packed word once, as a tensor [WORDS, OUTPUTS], and take its codes one place after
+another. The inputs of one place are ``word * codes + place``. A word never spans two groups.
+
+A code becomes a number without a conversion: its bits are moved to the top of a mantissa, under
+the exponent of one, which makes 1 + code / 2**BITS exactly. A GPU converts integers at an eighth
+of the rate at which it multiplies.
 """
 
 # Triton compiles these functions and types them itself; mypy cannot see its language.
@@ -36,27 +39,96 @@ def _load_words(
 
 
 @triton.jit
-def _values(packed, table, place: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr):
-    """Return what the codes at one place of their words stand for, float32."""
-    code = (packed >> (place * BITS)) & ((1 << BITS) - 1)
-    if HAS_ZEROS:
-        return code.to(tl.float32)
-    else:  # noqa: RET505 - to Triton, this is a branch of the compiler
-        return tl.load(table + code)
+def _one_and(packed, place: tl.constexpr, BITS: tl.constexpr):
+    """Return 1 + code / 2**BITS of the codes at one place of their words, float32."""
+    left: tl.constexpr = 23 - BITS - place * BITS
+    if left >= 0:
+        moved = packed << left
+    else:
+        moved = packed >> -left
+    return ((moved & (((1 << BITS) - 1) << (23 - BITS))) | 0x3F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def decode(
+def decode_codes(
+    x, words, scales, zeros, table, out, num_rows, num_outputs, steps_a_part,
+    num_inputs, num_words, num_groups,
+    OUTPUTS: tl.constexpr, WORDS: tl.constexpr,
+    GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """Write one part of the sums of OUTPUTS outputs for one row; codes have zero points."""
+    codes: tl.constexpr = 32 // BITS
+    levels: tl.constexpr = 1 << BITS
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    part = tl.program_id(1)
+    row = tl.program_id(2)
+    total = tl.zeros((WORDS, OUTPUTS), tl.float32)
+    for step in range(part * steps_a_part, (part + 1) * steps_a_part):
+        word = step * WORDS + tl.arange(0, WORDS)
+        packed, scale, zero = _load_words(
+            words, scales, zeros, word, outputs, num_words, num_groups, num_outputs,
+            GROUP_WORDS, HAS_ZEROS,
+        )  # fmt: skip
+        dot = tl.zeros((WORDS, OUTPUTS), tl.float32)
+        inputs_total = tl.zeros((WORDS,), tl.float32)
+        for place in tl.static_range(codes):
+            inputs = word * codes + place
+            value = tl.load(x + row * num_inputs + inputs, mask=inputs < num_inputs, other=0.0)
+            value = value.to(tl.float32)
+            dot += _one_and(packed, place, BITS) * value[:, None]
+            inputs_total += value
+        total += scale * (levels * dot - (zero + levels) * inputs_total[:, None])
+    place = (part * num_rows + row) * num_outputs + outputs
+    total = tl.sum(total, axis=0).to(out.dtype.element_ty)
+    tl.store(out + place, total, mask=outputs < num_outputs)
+
+
+@triton.jit
+def decode_table(
+    x, words, scales, zeros, table, out, num_rows, num_outputs, steps_a_part,
+    num_inputs, num_words, num_groups,
+    OUTPUTS: tl.constexpr, WORDS: tl.constexpr,
+    GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr,
+):  # fmt: skip
+    """As ``decode_codes``, for codes that look up a table: all of a word's at once."""
+    codes: tl.constexpr = 32 // BITS
+    outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    part = tl.program_id(1)
+    row = tl.program_id(2)
+    place = tl.arange(0, codes)
+    total = tl.zeros((WORDS, OUTPUTS), tl.float32)
+    for step in range(part * steps_a_part, (part + 1) * steps_a_part):
+        word = step * WORDS + tl.arange(0, WORDS)
+        packed, scale, _ = _load_words(
+            words, scales, zeros, word, outputs, num_words, num_groups, num_outputs,
+            GROUP_WORDS, HAS_ZEROS,
+        )  # fmt: skip
+        inputs = word[:, None] * codes + place[None, :]
+        value = tl.load(x + row * num_inputs + inputs, mask=inputs < num_inputs, other=0.0)
+        code = (packed[:, :, None] >> (place * BITS)[None, None, :]) & ((1 << BITS) - 1)
+        terms = tl.load(table + code) * value.to(tl.float32)[:, None, :]
+        total += scale * tl.sum(terms, axis=2)
+    where = (part * num_rows + row) * num_outputs + outputs
+    total = tl.sum(total, axis=0).to(out.dtype.element_ty)
+    tl.store(out + where, total, mask=outputs < num_outputs)
+
+
+@triton.jit
+def tile(
     x, words, scales, zeros, table, out, num_rows, num_outputs, steps_a_part,
     num_inputs, num_words, num_groups,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, WORDS: tl.constexpr,
     GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr,
 ):  # fmt: skip
-    """Write one part of the sums of OUTPUTS outputs for up to ROWS rows."""
+    """Write one part of the sums of ROWS rows and OUTPUTS outputs; codes have zero points.
+
+    The activations are [rows, codes, words]: those of one place lie side by side.
+    """
     codes: tl.constexpr = 32 // BITS
+    levels: tl.constexpr = 1 << BITS
     outputs = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     part = tl.program_id(1)
-    rows = tl.arange(0, ROWS)
+    rows = tl.arange(0, ROWS)[:, None]
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     for step in range(part * steps_a_part, (part + 1) * steps_a_part):
         word = step * WORDS + tl.arange(0, WORDS)
@@ -64,47 +136,41 @@ def decode(
             words, scales, zeros, word, outputs, num_words, num_groups, num_outputs,
             GROUP_WORDS, HAS_ZEROS,
         )  # fmt: skip
-        for row in tl.static_range(ROWS):
-            dot = tl.zeros((WORDS, OUTPUTS), tl.float32)
-            inputs_total = tl.zeros((WORDS,), tl.float32)
-            for place in tl.static_range(codes):
-                inputs = word * codes + place
-                is_there = (inputs < num_inputs) & (row < num_rows)
-                value = tl.load(x + row * num_inputs + inputs, mask=is_there, other=0.0)
-                value = value.to(tl.float32)
-                dot += _values(packed, table, place, BITS, HAS_ZEROS) * value[:, None]
-                inputs_total += value
-            term = tl.sum(scale * (dot - zero * inputs_total[:, None]), axis=0)
-            total += tl.where(rows[:, None] == row, term[None, :], 0.0)
-    place = (part * num_rows + rows[:, None]) * num_outputs + outputs[None, :]
-    is_there = (rows[:, None] < num_rows) & (outputs[None, :] < num_outputs)
-    tl.store(out + place, total, mask=is_there)
+        is_there = (word[None, :] < num_words) & (rows < num_rows)
+        for place in tl.static_range(codes):
+            inputs = (rows * codes + place) * num_words + word[None, :]
+            value = tl.load(x + inputs, mask=is_there, other=0.0)
+            weight = (_one_and(packed, place, BITS) * levels - (zero + levels)) * scale
+            total = tl.dot(value, weight.to(value.dtype), total, input_precision="ieee")
+    is_there = (rows < num_rows) & (outputs[None, :] < num_outputs)
+    place = (part * num_rows + rows) * num_outputs + outputs[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=is_there)
 
 
 @triton.jit
-def prefill(
-    x, words, scales, zeros, table, out, num_rows, num_outputs,
+def dequantize(
+    words, scales, zeros, table, out, first_output, num_outputs,
     num_inputs, num_words, num_groups,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, WORDS: tl.constexpr,
+    OUTPUTS: tl.constexpr, WORDS: tl.constexpr,
     GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of ROWS rows and OUTPUTS outputs."""
+    """Write a tile of the weight, [O, I], from ``first_output`` on."""
     codes: tl.constexpr = 32 // BITS
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
-    outputs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    total = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for first in range(0, num_words, WORDS):
-        word = first + tl.arange(0, WORDS)
-        packed, scale, zero = _load_words(
-            words, scales, zeros, word, outputs, num_words, num_groups, num_outputs,
-            GROUP_WORDS, HAS_ZEROS,
-        )  # fmt: skip
-        for place in tl.static_range(codes):
-            inputs = (word * codes + place)[None, :]
-            is_there = (rows < num_rows) & (inputs < num_inputs)
-            value = tl.load(x + rows * num_inputs + inputs, mask=is_there, other=0.0)
-            weight = (_values(packed, table, place, BITS, HAS_ZEROS) - zero) * scale
-            total = tl.dot(value, weight.to(value.dtype), total, input_precision="ieee")
-    is_there = (rows < num_rows) & (outputs[None, :] < num_outputs)
-    place = rows * num_outputs + outputs[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=is_there)
+    outputs = first_output + tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
+    packed, scale, zero = _load_words(
+        words, scales, zeros, word, outputs, num_words, num_groups, num_outputs,
+        GROUP_WORDS, HAS_ZEROS,
+    )  # fmt: skip
+    place = tl.arange(0, codes)
+    code = (packed[:, :, None] >> (place * BITS)[None, None, :]) & ((1 << BITS) - 1)
+    if HAS_ZEROS:
+        value = (code.to(tl.float32) - zero[:, :, None]) * scale[:, :, None]
+    else:
+        value = tl.load(table + code) * scale[:, :, None]
+    value = tl.permute(value.to(out.dtype.element_ty), (1, 0, 2))
+    value = tl.reshape(value, (OUTPUTS, WORDS * codes))
+    inputs = tl.program_id(1) * (WORDS * codes) + tl.arange(0, WORDS * codes)
+    is_there = (outputs[:, None] < num_outputs) & (inputs[None, :] < num_inputs)
+    rows = (outputs - first_output).to(tl.int64)[:, None]
+    tl.store(out + rows * num_inputs + inputs[None, :], value, mask=is_there)
