@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Final
 
+from forge.architectures.inference import infer
 from forge.architectures.table import ARCHITECTURES, Architecture
 from forge.core.errors import IncompatibleError
-
-_NUMBERED: Final = re.compile(r"(.*?(?:^|\.))\d+\.")
-_USUAL_LAYER_KEYS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_USUAL_EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 
 
 def architecture_of(
@@ -19,8 +14,8 @@ def architecture_of(
 ) -> Architecture:
     """Return the row of a model's family.
 
-    A family that has no row is inferred when all numbered tensor names share one prefix,
-    as in ``model.layers.0.``; the row then carries a notice.
+    A family that has no row is inferred from the names of its tensors; the row then carries a
+    notice, which every verb that relies on it shows.
 
     Args:
         config: ``config.json``.
@@ -30,7 +25,8 @@ def architecture_of(
         The row.
 
     Raises:
-        IncompatibleError: The family is unknown and cannot be inferred.
+        IncompatibleError: The config names no family; or an unknown one, and there are no tensor
+            names to infer it from.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -38,23 +34,12 @@ def architecture_of(
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
     names = tuple(tensor_names)
-    prefixes = sorted({match[1] for name in names if (match := _NUMBERED.match(name))})
-    if len(prefixes) != 1:
-        found = f"; numbered tensors begin with {', '.join(prefixes[:4])}" if prefixes else ""
+    if not names:
         raise IncompatibleError(
-            f"The architecture '{model_type}' is not in forge's table{found}."
+            f"The architecture '{model_type}' is not in forge's table."
             f"{ARCHITECTURES.suggest(model_type)} Known: {', '.join(ARCHITECTURES.names())}."
         )
-    return Architecture(
-        model_type,
-        layer_prefixes=(prefixes[0],),
-        embeddings=tuple(name for name in names if name.endswith(_USUAL_EMBEDDINGS)),
-        num_layers_keys=_USUAL_LAYER_KEYS,
-        notice=(
-            f"The architecture '{model_type}' is not in forge's table; its layers were taken to be "
-            f"'{prefixes[0]}<number>.'."
-        ),
-    )
+    return infer(model_type, config, names)
 
 
 def layers_present(architecture: Architecture, tensor_names: Iterable[str]) -> tuple[int, ...]:

@@ -34,6 +34,8 @@ class Architecture:
             tower, a projector), which a merge carries over from one model untouched.
         tower: Family of the language model of such a model when it stands alone; ``None`` when
             the config says (``model_type`` of its ``text_section``).
+        inferred_layers: Number of layers of a row that was inferred rather than listed; ``None``
+            when the config states it.
         notice: What the user should know when the row was inferred rather than listed.
     """
 
@@ -49,6 +51,7 @@ class Architecture:
     text_section: str | None = None
     is_multipart: bool = False
     tower: str | None = None
+    inferred_layers: int | None = None
     notice: str | None = None
 
     def layer_of(self, name: str) -> int | None:
@@ -88,11 +91,13 @@ class Architecture:
             config: ``config.json`` of a model of this family.
 
         Returns:
-            The number, at least 1.
+            The number, at least 1; of an inferred row, what was found, which may be 0.
 
         Raises:
             IncompatibleError: The config has no such number.
         """
+        if self.inferred_layers is not None:
+            return self.inferred_layers
         text = self.text_config(config)
         for key in self.num_layers_keys:
             value = text.get(key)
@@ -111,8 +116,18 @@ class Architecture:
 
         Returns:
             The key, inside ``text_section`` where there is one.
+
+        Raises:
+            IncompatibleError: No key of the config of an unknown family holds the number of its
+                layers, so that a changed number could not be written.
         """
         text = self.text_config(config)
+        if not self.num_layers_keys:
+            raise IncompatibleError(
+                f"The layers of a '{self.name}' model cannot be restacked: nothing in its "
+                f"config.json says that it has {self.inferred_layers}, so the new number could "
+                "not be written. A row in forge/architectures/table.py would name the key."
+            )
         return next((key for key in self.num_layers_keys if key in text), self.num_layers_keys[0])
 
     def text_config(self, config: Mapping[str, object]) -> Mapping[str, object]:

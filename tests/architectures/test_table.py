@@ -92,17 +92,47 @@ def test_the_vocabulary_runs_over_rows() -> None:
 
 def test_an_unknown_family_is_inferred_with_a_notice() -> None:
     names = ["wte.weight", "blocks.0.a.weight", "blocks.11.experts.2.weight", "norm.weight"]
-    row = architecture_of({"model_type": "newllm"}, tensor_names=names)
+    row = architecture_of({"model_type": "newllm", "n_layer": 12}, tensor_names=names)
     assert row.layer_of("blocks.11.experts.2.weight") == 11
     assert row.embeddings == ("wte.weight",)
     assert "'newllm' is not in forge's table" in (row.notice or "")
-    assert row.num_layers({"n_layer": 12}) == 12
+    # Layer 5 is not there, and the check says so; without a number in the config there are none.
+    assert row.num_layers({}) == 12
+    assert architecture_of({"model_type": "newllm"}, tensor_names=names).num_layers({}) == 0
 
 
-def test_an_unknown_family_that_is_ambiguous_is_refused() -> None:
-    names = ["encoder.layers.0.a", "decoder.layers.0.a"]
-    with pytest.raises(IncompatibleError, match=r"begin with decoder.layers., encoder.layers."):
-        architecture_of({"model_type": "t5"}, tensor_names=names)
+def test_of_several_runs_the_longest_that_is_whole_is_taken() -> None:
+    names = [
+        "shared.weight", *(f"encoder.block.{i}.a" for i in range(3)),
+        *(f"decoder.block.{i}.{x}" for i in range(3) for x in "ab"),
+        *(f"visual.blocks.{i}.a" for i in (1, 2, 3, 4)), "proj.0.weight",
+    ]  # fmt: skip
+    row = architecture_of({"model_type": "t6", "num_layers": 3}, tensor_names=names)
+    assert row.layer_prefixes == ("decoder.block.",)
+    assert row.num_layers({}) == 3
+    assert row.num_layers_key({"num_layers": 3}) == "num_layers"
+    notice = row.notice or ""
+    assert "'decoder.block.<number>.', the longest run" in notice
+    assert "'encoder.block.<number>.', 'proj.<number>.', 'visual.blocks.<number>.'" in notice
+    # One more encoder layer, and it is the encoder; whatever the order of the names.
+    for more in ([*names, "encoder.block.3.a"], ["encoder.block.3.a", *reversed(names)]):
+        row = architecture_of({"model_type": "t6", "num_layers": 3}, tensor_names=more)
+        assert row.layer_prefixes == ("encoder.block.",)
+        with pytest.raises(IncompatibleError, match="cannot be restacked"):
+            row.num_layers_key({"num_layers": 3})
+
+
+def test_lists_and_the_text_section_of_an_unknown_family() -> None:
+    names = [f"model.layers.{i}.a" for i in range(2)]
+    inner = {"num_hidden_layers": 2, "layer_types": ["a", "b"], "sizes": [1, 2], "x_layers": [1]}
+    config = {"model_type": "t6", "text_config": inner}
+    row = architecture_of(config, tensor_names=names)
+    assert row.per_layer_lists == ("layer_types",)
+    assert row.text_config(config) is inner
+    assert not row.is_carried("visual.weight")
+
+
+def test_an_unknown_family_without_tensors_is_refused() -> None:
     with pytest.raises(IncompatibleError, match="Did you mean 'mistral'"):
         architecture_of({"model_type": "mistrall"})
     with pytest.raises(IncompatibleError, match="no 'model_type'"):

@@ -63,7 +63,7 @@ def _check_layers(subject: Subject, notes: Notebook) -> None:
     """Compare the number of layers in config.json with the layers in the files."""
     gaps = sorted(_gaps(subject))
     extra = sorted(number for number in subject.layers if number >= subject.num_layers)
-    prefix = subject.architecture.layer_prefixes[0]
+    prefix = next(iter(subject.architecture.layer_prefixes), "")
     if gaps and not subject.layers:
         notes.error(
             "layers-missing",
@@ -137,7 +137,8 @@ def _check_head(subject: Subject, notes: Notebook) -> None:
     classes = subject.checkpoint.config.get("architectures")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     expects_head = not names or any(name.endswith(_WITH_HEAD) for name in names)
-    if subject.tied or not expects_head:
+    if subject.tied or not expects_head or subject.architecture.notice is not None:
+        # What a family that is not in the table calls its head is not known.
         return
     if not any(name in subject.others for name in subject.architecture.heads):
         notes.error(
