@@ -20,10 +20,18 @@ from forge.cli.options import debug_option, json_option
     type=click.Path(path_type=Path),
     help="Where the result would go, to judge the space.",
 )
+@click.option(
+    "--tokenizers",
+    "all_tokenizers",
+    is_flag=True,
+    help="List all of the models' tokenizers, not only what differs.",
+)
 @json_option
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, config: str, out: Path | None, as_json: bool) -> None:
+def command(
+    ctx: click.Context, config: str, out: Path | None, all_tokenizers: bool, as_json: bool
+) -> None:
     """Say what a merge would run into, from headers and configs alone.
 
     CONFIG is a recipe: a path, or a name under merge_configs/. Models on the Hub are not
@@ -34,5 +42,5 @@ def command(ctx: click.Context, config: str, out: Path | None, as_json: bool) ->
     if as_json:
         console.result_json({"recipe": recipe.resolved(), **report.as_json()})
     else:
-        console.result(report_text(report, width=console.width()))
+        console.result(report_text(report, width=console.width(), all_tokenizers=all_tokenizers))
     ctx.exit(2 if report.errors else 0)

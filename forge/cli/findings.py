@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from forge.cli.tables import count_text, plural, size_text, table
+from forge.cli.tokenizer_text import tokenizers_text
 
 if TYPE_CHECKING:
     from forge.merge.check.preflight import CheckReport
     from forge.merge.check.report import ModelFacts
 
 
-def report_text(report: CheckReport, *, width: int | None) -> str:
-    """Return a check's findings, models and sizes.
+def report_text(report: CheckReport, *, width: int | None, all_tokenizers: bool = False) -> str:
+    """Return a check's findings, models, tokenizers and sizes.
 
     Args:
         report: The report.
+        all_tokenizers: Whether to list of tokenizers what does not differ, too.
         width: Columns of the terminal; ``None`` wraps nothing.
 
     Returns:
         Several lines.
     """
     parts = [_models(report.models, width), _sizes(report)]
+    if report.tokenizers is not None:
+        parts.append(tokenizers_text(report.tokenizers, is_whole=all_tokenizers, width=width))
     if report.findings:
         cells = [(item.level, item.code, item.message) for item in report.findings]
         parts.append(table(("LEVEL", "CODE", "FINDING"), cells, width=width))

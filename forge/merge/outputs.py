@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forge.architectures.table import Architecture
-from forge.checkpoints.chat_templates import choose_template, template_of, with_template
+from forge.checkpoints.chat_templates import with_template
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import (
     GENERATION_FILE,
@@ -14,8 +14,8 @@ from forge.checkpoints.companions import (
     read_tokenizer_files,
 )
 from forge.checkpoints.sidecars import config_file, merged_config, model_card
-from forge.merge.check.special_ids import SPECIAL_IDS
 from forge.merge.plan import MergePlan
+from forge.merge.vocabulary.endings import Ids, endings_of, with_words
 from forge.merge.vocabulary.planning import VocabularyPlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
@@ -47,22 +47,17 @@ def sidecars_of(
         label=str(plan.donor),
     )
     tokenizer = read_tokenizer_files(donor.root)
-    speaker = donor
-    if vocabulary is not None:
-        # The ids of special tokens, and when to stop, belong to the tokenizer.
-        speaker = checkpoints[vocabulary.tokenizer_model]
-        config = _with_special_ids(config, plan.architecture, speaker)
-        if vocabulary.tokenizer_files:
-            tokenizer = dict(vocabulary.tokenizer_files)
+    if vocabulary is not None and vocabulary.tokenizer_files:
+        tokenizer = dict(vocabulary.tokenizer_files)
+    endings = endings_of(recipe, checkpoints, vocabulary)
+    config = _with_ids(config, plan.architecture, endings.config_ids)
+    tokenizer = with_words(tokenizer, endings.words)
+    if endings.template is not None:
+        tokenizer = with_template(tokenizer, endings.template)
     files = dict(config_file(config))
-    files |= read_companions(speaker.root, (GENERATION_FILE,))
+    if endings.generation is not None:
+        files[GENERATION_FILE] = endings.generation
     files |= read_companions(donor.root, PROCESSOR_FILES)
-    if recipe.chat_template is not None:
-        templates = [
-            template_of(read_tokenizer_files(checkpoints[model].root))
-            for model in recipe.references()
-        ]
-        tokenizer = with_template(tokenizer, choose_template(recipe.chat_template, templates))
     files |= tokenizer
     local_paths = {path for checkpoint in checkpoints.values() for path in checkpoint.local_paths}
     files |= model_card(
@@ -75,15 +70,15 @@ def sidecars_of(
     return files
 
 
-def _with_special_ids(
-    config: dict[str, object], architecture: Architecture, speaker: Checkpoint
+def _with_ids(
+    config: dict[str, object], architecture: Architecture, ids: Mapping[str, Ids]
 ) -> dict[str, object]:
-    """Return a config whose special ids are those of the model whose tokenizer is taken."""
-    theirs = architecture.text_config(speaker.config)
-    ids = {key: theirs[key] for key in SPECIAL_IDS if key in theirs}
+    """Return a config with other ids of tokens, wherever it has them."""
     section = architecture.text_section
     nested = config.get(section) if section is not None else None
     if section is None or not isinstance(nested, Mapping):
         return {**config, **ids}
-    inner = {**nested, **{key: value for key, value in ids.items() if key in nested}}
-    return {**config, section: inner, **{key: ids[key] for key in ids if key in config}}
+    # A key that stands nowhere belongs to the language model, which is read first.
+    inner = {key: ids[key] for key in ids if key in nested or key not in config}
+    outer = {key: ids[key] for key in ids if key in config}
+    return {**config, section: {**nested, **inner}, **outer}

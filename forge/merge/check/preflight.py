@@ -33,10 +33,16 @@ from forge.merge.check.stack import (
     written_tensors,
 )
 from forge.merge.check.tensors import check_tensors
-from forge.merge.check.tokenizers import check_tokenizers
+from forge.merge.check.tokenizers import (
+    check_result_tokens,
+    check_tokenizers,
+    read_all_tokenizers,
+)
 from forge.merge.check.values import check_filters, check_values
 from forge.merge.plan import MergePlan, build_plan
 from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
+from forge.merge.vocabulary.round_trip import Change
+from forge.merge.vocabulary.tokens import Tokenizer
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference
 
@@ -70,20 +76,27 @@ def check_merge(
     subjects = _subjects(recipe, checkpoints, notes)
     note_parts(subjects, leader(recipe), notes)
     slices = _slices(recipe, subjects, notes)
+    tokenizers = table = None
     if slices is not None:
         tensors = written_tensors(recipe, slices, subjects)
         check_same_models(recipe, slices, subjects, notes)
         misfits = check_configs(recipe, slices, subjects, notes)
         if not notes.has("quantized"):
             check_tensors(recipe, slices, subjects, tensors, notes, misfits=misfits)
-        check_tokenizers(recipe, vocabulary_models(recipe, slices), subjects, notes)
-        check_special_ids(recipe, vocabulary_models(recipe, slices), checkpoints, notes)
+        speaking = vocabulary_models(recipe, slices)
+        tokenizers = read_all_tokenizers(checkpoints, vocabulary, notes)
+        if tokenizers is not None:
+            table = check_tokenizers(recipe, speaking, subjects, tokenizers, notes)
+        check_special_ids(recipe, speaking, checkpoints, notes)
         check_filters(recipe, tensors, notes)
     if recipe.tokenizer is not None and vocabulary is None and not notes.has_errors:
-        vocabulary = _vocabulary(recipe, checkpoints, notes)
+        vocabulary = _vocabulary(recipe, checkpoints, tokenizers, notes)
     if vocabulary is not None:
         for text in vocabulary.notices:
             notes.notice("vocabulary", text)
+    texts: Mapping[str, tuple[Change, ...]] = {}
+    if slices is not None and tokenizers is not None and not notes.has_errors:
+        texts = check_result_tokens(recipe, speaking, checkpoints, tokenizers, vocabulary, notes)
     sources = _sources(checkpoints, vocabulary, notes)
     plan = _plan(recipe, checkpoints, sources, notes)
     if plan is not None:
@@ -99,8 +112,10 @@ def check_merge(
         needs.output_bytes,
         needs.memory_bytes,
         needs.free_disk_bytes,
-        tuple(_facts(checkpoint) for checkpoint in checkpoints.values()),
+        tuple(facts_of(checkpoint) for checkpoint in checkpoints.values()),
         plan,
+        table,
+        texts,
     )
 
 
@@ -169,10 +184,13 @@ def _slices(
 
 
 def _vocabulary(
-    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint], notes: Notebook
+    recipe: MergeRecipe,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    tokenizers: Mapping[ModelReference, Tokenizer | None] | None,
+    notes: Notebook,
 ) -> VocabularyPlan | None:
     try:
-        return plan_vocabulary(recipe, checkpoints)
+        return plan_vocabulary(recipe, checkpoints, known=tokenizers)
     except ForgeError as error:
         notes.error("vocabulary", str(error))
         return None
@@ -225,7 +243,12 @@ def _note_left_out(lead: Subject, plan: MergePlan, notes: Notebook) -> None:
         )
 
 
-def _facts(checkpoint: Checkpoint) -> ModelFacts:
+def facts_of(checkpoint: Checkpoint) -> ModelFacts:
+    """Return what a model is, from its headers and its configuration.
+
+    Args:
+        checkpoint: The model.
+    """
     counts: dict[str, int] = {}
     infos = list(_infos(checkpoint.source))
     for info in infos:

@@ -7,11 +7,13 @@ names and a count, because three hundred lines hide the one that matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from forge.merge.check.tokenizer_facts import TokenizerTable
 from forge.merge.plan import MergePlan
+from forge.merge.vocabulary.round_trip import Change
 from forge.recipes.reference import ModelReference
 
 Level = Literal["error", "warning", "notice"]
@@ -89,6 +91,9 @@ class CheckReport:
         free_disk_bytes: Free space where the output will be, or ``None`` when that is not known.
         models: Facts about each model, in the recipe's order.
         plan: What the merge will do, or ``None`` when errors leave that open.
+        tokenizers: The models' tokenizers side by side, or ``None`` when they cannot be read.
+        texts: For each model whose tokenizer is not the result's, the texts that both treat
+            differently.
     """
 
     findings: tuple[Finding, ...]
@@ -98,6 +103,8 @@ class CheckReport:
     free_disk_bytes: int | None
     models: tuple[ModelFacts, ...]
     plan: MergePlan | None = None
+    tokenizers: TokenizerTable | None = None
+    texts: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -127,6 +134,11 @@ class CheckReport:
             "memory_bytes": self.memory_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "models": [facts.as_json() for facts in self.models],
+            "tokenizers": None if self.tokenizers is None else self.tokenizers.as_json(),
+            "texts": {
+                model: [change.as_json() for change in changes]
+                for model, changes in self.texts.items()
+            },
         }
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import GENERATION_FILE
 from forge.checkpoints.folder import read_json_object
 from forge.core.errors import ForgeError
-from forge.merge.check.report import Notebook
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
+
+if TYPE_CHECKING:
+    from forge.merge.check.report import Notebook
 
 SPECIAL_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -33,20 +35,19 @@ def check_special_ids(
         notes: Receives the findings.
     """
     lead = models[0]
-    ours = _special_ids(checkpoints[lead])
+    ours = special_ids(checkpoints[lead])
     source = None if recipe.tokenizer is None else recipe.tokenizer.source
     if isinstance(source, ModelReference):
-        if shown := _differences(ours, _special_ids(checkpoints[source])):
-            notes.warning(
+        if shown := _differences(special_ids(checkpoints[source]), ours):
+            notes.notice(
                 "special-ids",
-                f"The result has the tokens of {source}, but the configuration of {lead}, and they "
-                f"differ in the ids of special tokens: {shown}. Compare config.json and "
-                "generation_config.json of the result with its tokenizer.",
+                f"The result has the tokens of {source} and with them its ids of special tokens, "
+                f"not those of {lead}: {shown}.",
             )
         return
-    # In a union or in the base's vocabulary, the ids of the others mean nothing.
-    for model in models[1:] if source is None else ():
-        if shown := _differences(ours, _special_ids(checkpoints[model])):
+    # In a vocabulary that the recipe chooses, the ids of the others mean nothing.
+    for model in models[1:] if recipe.tokenizer is None else ():
+        if shown := _differences(ours, special_ids(checkpoints[model])):
             notes.warning(
                 "special-ids",
                 f"{lead} and {model} differ in the ids of special tokens: {shown}. The result uses "
@@ -54,8 +55,15 @@ def check_special_ids(
             )
 
 
-def _special_ids(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return the ids in force: those for generation, where there are any, override the model's."""
+def special_ids(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return the ids in force: those for generation, where there are any, override the model's.
+
+    Args:
+        checkpoint: The model.
+
+    Returns:
+        Ids, or lists of them, by the names of ``SPECIAL_IDS``.
+    """
     try:
         generation = read_json_object(checkpoint.root, GENERATION_FILE) or {}
     except ForgeError:

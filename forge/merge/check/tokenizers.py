@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from forge.checkpoints.chat_templates import choose_template, template_of
+from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import read_tokenizer_files
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook, listed
+from forge.merge.check.round_trips import check_round_trips
 from forge.merge.check.stack import Subject
+from forge.merge.check.tokenizer_facts import TokenizerTable, tokenizer_table
+from forge.merge.vocabulary.endings import endings_of
+from forge.merge.vocabulary.planning import VocabularyPlan
+from forge.merge.vocabulary.round_trip import Change
 from forge.merge.vocabulary.tokens import Tokenizer, read_tokenizers
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
@@ -19,12 +25,36 @@ _FEW: Final = 0.01
 _SHOWN: Final = 3
 
 
+def read_all_tokenizers(
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    vocabulary: VocabularyPlan | None,
+    notes: Notebook,
+) -> Mapping[ModelReference, Tokenizer | None] | None:
+    """Read the tokenizers of all models; parsing them is most of the time of a check.
+
+    Args:
+        checkpoints: Every model.
+        vocabulary: The result's vocabulary when it has been planned, and tokenizers been read.
+        notes: Receives what is wrong with a file.
+
+    Returns:
+        The tokenizers, or ``None`` when a file is malformed.
+    """
+    roots = {model: checkpoint.root for model, checkpoint in checkpoints.items()}
+    try:
+        return read_tokenizers(roots, known=None if vocabulary is None else vocabulary.tokenizers)
+    except ForgeError as error:
+        notes.error("tokenizer-file", str(error))
+        return None
+
+
 def check_tokenizers(
     recipe: MergeRecipe,
     models: Sequence[ModelReference],
     subjects: Mapping[ModelReference, Subject],
+    tokenizers: Mapping[ModelReference, Tokenizer | None],
     notes: Notebook,
-) -> None:
+) -> TokenizerTable:
     """Report tokenizers and chat templates that differ.
 
     Args:
@@ -32,22 +62,69 @@ def check_tokenizers(
         models: Those whose embedding, head or tokenizer enters the result; the first gives the
             tokenizer when the recipe does not say otherwise.
         subjects: Every model.
+        tokenizers: Their tokenizers.
         notes: Receives the findings.
+
+    Returns:
+        The tokenizers of all models side by side.
     """
-    roots = {
-        model: subjects[model].checkpoint.root
-        for model in dict.fromkeys([*models, *recipe.references()])
-    }
     lead = models[0]
+    named = list(dict.fromkeys([*models, *recipe.references()]))
+    templates: dict[ModelReference, str | None] = {}
     try:
-        files = {model: read_tokenizer_files(root) for model, root in roots.items()}
-        _check_templates(recipe, lead, files, notes)
-        if recipe.tokenizer is None:
-            # Otherwise whoever plans the vocabulary reads the ids, and parsing them is most of
-            # the time of a check.
-            _check_ids(lead, models[1:], read_tokenizers(roots), notes)
+        for model in named:
+            known = tokenizers.get(model)
+            root = subjects[model].checkpoint.root
+            templates[model] = template_of(
+                read_tokenizer_files(root) if known is None else known.files
+            )
+        _check_templates(recipe, lead, templates, notes)
     except ForgeError as error:
         notes.error("tokenizer-file", str(error))
+    if recipe.tokenizer is None:
+        _check_ids(lead, models[1:], tokenizers, notes)
+    return tokenizer_table(
+        [subjects[model].checkpoint for model in named],
+        tokenizers,
+        templates,
+        {model: subjects[model].vocab_rows for model in named},
+    )
+
+
+def check_result_tokens(
+    recipe: MergeRecipe,
+    models: Sequence[ModelReference],
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    tokenizers: Mapping[ModelReference, Tokenizer | None],
+    vocabulary: VocabularyPlan | None,
+    notes: Notebook,
+) -> Mapping[str, tuple[Change, ...]]:
+    """Report what the result's tokenizer and special tokens change for each model.
+
+    Args:
+        recipe: The recipe.
+        models: As for ``check_tokenizers``.
+        checkpoints: Every model.
+        tokenizers: Their tokenizers.
+        vocabulary: The result's vocabulary, when the recipe makes one.
+        notes: Receives the findings.
+
+    Returns:
+        For each model whose tokenizer is not the result's, the texts that both treat differently.
+    """
+    try:
+        endings = endings_of(recipe, checkpoints, vocabulary, known=tokenizers)
+    except ForgeError as error:
+        notes.error("special-ids", str(error))
+        return {}
+    for text in endings.warnings:
+        notes.warning("special-ids", text)
+    for text in endings.notices:
+        notes.notice("special-ids", text)
+    result = tokenizers[models[0]] if vocabulary is None else vocabulary.tokenizer
+    if result is None:
+        return {}
+    return check_round_trips(result, {model: tokenizers[model] for model in models}, notes)
 
 
 def _check_ids(
@@ -126,10 +203,9 @@ def _report_ids(
 def _check_templates(
     recipe: MergeRecipe,
     lead: ModelReference,
-    files: Mapping[ModelReference, Mapping[str, bytes]],
+    templates: Mapping[ModelReference, str | None],
     notes: Notebook,
 ) -> None:
-    templates = {model: template_of(content) for model, content in files.items()}
     if recipe.chat_template is not None:
         try:
             choose_template(recipe.chat_template, [*templates.values()])

@@ -113,18 +113,19 @@ def plan_vocabulary(
             rows[name] = RowMap(own)
     _note(draft, merged, rows, num_rows)
     files: Mapping[str, bytes] = {}
+    tokenizer = speakers[chosen].tokenizer
     if draft.new:
-        tokenizer = speakers[chosen].tokenizer
-        files = extend_tokenizer(tokenizer, draft.new, draft.ids, str(chosen))
         if tokenizer.document is None:
             draft.notices.append(
-                f"{TOKENIZER_JSON} was derived from {tokenizer.kind} of {chosen}, which had none, "
-                "so that tokens could be added to it."
+                f"{TOKENIZER_JSON} is derived from {tokenizer.kind} of {chosen}, which has none, "
+                "so that tokens can be added to it."
             )
+        tokenizer = extend_tokenizer(tokenizer, draft.new, draft.ids, str(chosen))
+        files = tokenizer.files
     elif chosen != lead:
-        files = speakers[chosen].tokenizer.files
+        files = tokenizer.files
     return VocabularyPlan(
-        num_rows, files, rows, fills, chosen, tuple(draft.notices), draft.ids, tokenizers
+        num_rows, files, rows, fills, chosen, tuple(draft.notices), tokenizer, tokenizers
     )
 
 

@@ -42,7 +42,7 @@ class VocabularyPlan:
         tokenizer_model: The model whose ids hold in the output, and with them its ids of special
             tokens.
         notices: What the user should know.
-        ids: Id of every token of the result.
+        tokenizer: The result's tokenizer.
         tokenizers: The tokenizers of the models that were asked for them.
     """
 
@@ -51,8 +51,6 @@ class VocabularyPlan:
     rows: Mapping[ModelReference, RowMap]
     fills: Mapping[int, tuple[RowOrigin, ...]]
     tokenizer_model: ModelReference
-    notices: tuple[str, ...] = ()
-    ids: Mapping[str, int] = field(default_factory=dict, repr=False)
-    tokenizers: Mapping[ModelReference, Tokenizer | None] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    notices: tuple[str, ...]
+    tokenizer: Tokenizer = field(compare=False, repr=False)
+    tokenizers: Mapping[ModelReference, Tokenizer | None] = field(compare=False, repr=False)

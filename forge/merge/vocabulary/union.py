@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,8 +54,8 @@ class NewToken:
 
 def extend_tokenizer(
     tokenizer: Tokenizer, new: Sequence[NewToken], ids: Mapping[str, int], label: str
-) -> dict[str, bytes]:
-    """Return a tokenizer's files with tokens added.
+) -> Tokenizer:
+    """Return a tokenizer with tokens added, in all its files.
 
     Args:
         tokenizer: The tokenizer.
@@ -64,7 +64,7 @@ def extend_tokenizer(
         label: The model of the tokenizer, for messages.
 
     Returns:
-        All its files by name.
+        The new tokenizer; those of its files that would contradict it are left out.
 
     Raises:
         IncompatibleError: The tokenizer cannot be edited, or the tokens do not fit into it.
@@ -77,7 +77,8 @@ def extend_tokenizer(
     attempts = [True] if pieces else [False, True]
     for is_rebuilt in attempts:
         document = _extended(tokenizer, new, ids, is_rebuilt=is_rebuilt)
-        if document is not None and _has_ids(document, ids):
+        content = b"" if document is None else dump_json(document)
+        if document is not None and _has_ids(content, ids):
             break
     else:
         raise IncompatibleError(
@@ -89,8 +90,15 @@ def extend_tokenizer(
         for name, content in tokenizer.files.items()
         if not (pieces and name in _OF_OLD_PIECES)
     }
-    files[TOKENIZER_JSON] = document
-    return _with_companions(files, [item for item in new if item.added])
+    files[TOKENIZER_JSON] = content
+    added = [item for item in new if item.added]
+    return replace(
+        tokenizer,
+        files=_with_companions(files, added),
+        ids=ids,
+        document=document,
+        entries={**tokenizer.entries, **{item.token: item.added for item in added}},
+    )
 
 
 def _check_piece(item: NewToken, tokenizer: Tokenizer, label: str) -> None:
@@ -110,7 +118,7 @@ def _check_piece(item: NewToken, tokenizer: Tokenizer, label: str) -> None:
 
 def _extended(
     tokenizer: Tokenizer, new: Sequence[NewToken], ids: Mapping[str, int], *, is_rebuilt: bool
-) -> bytes | None:
+) -> dict[str, object] | None:
     """Return ``tokenizer.json``, or ``None`` when the model cannot hold the ids.
 
     Added tokens have ids by their order behind the model's vocabulary. As soon as that
@@ -140,7 +148,7 @@ def _extended(
             if item.added
         ),
     ]
-    return dump_json(document)
+    return document
 
 
 def _unigram(vocab: object, new: Sequence[NewToken], ids: Mapping[str, int]) -> list[object] | None:
