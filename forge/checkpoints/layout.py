@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -92,11 +93,12 @@ def lay_out(tensors: Sequence[PlannedTensor], *, max_shard_bytes: int) -> tuple[
     groups: list[list[PlannedTensor]] = [[]]
     filled_bytes = 0
     for tensor in tensors:
-        if groups[-1] and filled_bytes + tensor.nbytes > max_shard_bytes:
+        nbytes = tensor.nbytes
+        if groups[-1] and filled_bytes + nbytes > max_shard_bytes:
             groups.append([])
             filled_bytes = 0
         groups[-1].append(tensor)
-        filled_bytes += tensor.nbytes
+        filled_bytes += nbytes
     if len(groups) == 1:
         return (_shard(SINGLE_FILE, groups[0]),)
     return tuple(
@@ -108,28 +110,25 @@ def lay_out(tensors: Sequence[PlannedTensor], *, max_shard_bytes: int) -> tuple[
 def _shard(file: str, tensors: Sequence[PlannedTensor]) -> ShardLayout:
     ordered = sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
     table: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
-    position = 0
-    for tensor in ordered:
+    begins = list(accumulate((tensor.nbytes for tensor in ordered), initial=0))
+    for tensor, (begin, end) in zip(ordered, pairwise(begins), strict=True):
         table[tensor.name] = {
             "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + tensor.nbytes],
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
         }
-        position += tensor.nbytes
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"the header of {file} would take {len(text)} bytes; use smaller shards")
     data_start = LENGTH_BYTES + len(text)
-    infos: list[TensorInfo] = []
-    offset = data_start
-    for tensor in ordered:
-        infos.append(
-            TensorInfo(tensor.name, tensor.shape, tensor.dtype, Path(file), offset, tensor.nbytes)
-        )
-        offset += tensor.nbytes
+    path = Path(file)
+    infos = tuple(
+        TensorInfo(tensor.name, tensor.shape, tensor.dtype, path, data_start + begin, end - begin)
+        for tensor, (begin, end) in zip(ordered, pairwise(begins), strict=True)
+    )
     header = len(text).to_bytes(LENGTH_BYTES, "little") + text
-    return ShardLayout(file, tuple(infos), header, data_start + position)
+    return ShardLayout(file, infos, header, data_start + begins[-1])
 
 
 def index_file(layout: Sequence[ShardLayout]) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePath
 
 from forge.architectures.names import architecture_of, layers_present
@@ -73,7 +74,7 @@ class MergeJob:
     layer: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MergePlan:
     """All jobs of a merge, in the order in which the output lists them.
 
@@ -98,12 +99,12 @@ class MergePlan:
     models: tuple[ModelReference, ...]
     tied: bool = False
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
         """What will be written."""
         return tuple(PlannedTensor(job.output, job.shape, job.dtype) for job in self.jobs)
 
-    @property
+    @cached_property
     def output_bytes(self) -> int:
         """Bytes of all output tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -289,6 +290,10 @@ class _Builder:
         architecture = self._architectures[donor]
         self._donor = donor
         parts = [self._part(piece) for piece in slices]
+        self._layers = {
+            model: self._by_layer(model)
+            for model in dict.fromkeys(part.template.model for part in parts)
+        }
         ends = dict.fromkeys(model for part in (parts[-1], parts[0]) for model in part.inputs)
         self._tied = all(self._is_tied(model) for model in ends)
         self._heads = head_names(
@@ -330,11 +335,12 @@ class _Builder:
 
         def settings(scope: str, model: ModelReference | None) -> dict[str, Setting]:
             levels = recipe.levels(model=model, slice_index=piece.index)
-            return {
+            stacked = {
                 row.name: Setting.stacked(row.name, levels)
                 for row in method.parameters
                 if row.scope == scope
             }
+            return {name: setting for name, setting in stacked.items() if setting.rules}
 
         # A base that is no source of the slice gives the same layers as the first source.
         starts = {} if base is None else {base: piece.sources[0].start}
@@ -357,13 +363,14 @@ class _Builder:
         for part in parts:
             piece, source = part.piece, part.template
             architecture = self._architectures[source.model]
-            by_layer = self._by_layer(source.model)
+            by_layer = self._layers[source.model]
             for layer in range(piece.num_layers):
-                names = by_layer.get(source.start + layer)
+                number = source.start + layer
+                names = by_layer.get(number)
                 if not names:
                     present = layers_present(architecture, self._sources[source.model].names())
                     raise IncompatibleError(
-                        f"Layer {source.start + layer} is asked of '{source.model}', whose files "
+                        f"Layer {number} is asked of '{source.model}', whose files "
                         f"hold layers {present[0]} to {present[-1]}."
                         if present
                         else f"'{source.model}' has no layers named "
@@ -375,19 +382,20 @@ class _Builder:
                         layer,
                         layer_position(layer, piece.num_layers),
                         name,
-                        architecture.with_layer(name, output_layer),
+                        name
+                        if output_layer == number
+                        else architecture.with_layer(name, output_layer),
                         output_layer,
                     )
                 output_layer += 1
         yield from self._outside(last, after_layers=True)
 
-    def _by_layer(self, model: ModelReference) -> dict[int, list[str]]:
+    def _by_layer(self, model: ModelReference) -> dict[int | None, list[str]]:
+        """Sort a model's tensors by layer; those outside the layers stand under ``None``."""
         architecture = self._architectures[model]
-        found: dict[int, list[str]] = {}
+        found: dict[int | None, list[str]] = {None: []}
         for name in self._sources[model].names():
-            layer = architecture.layer_of(name)
-            if layer is not None:
-                found.setdefault(layer, []).append(name)
+            found.setdefault(architecture.layer_of(name), []).append(name)
         return found
 
     def _outside(self, part: _Part, *, after_layers: bool) -> Iterator[_Place]:
@@ -395,13 +403,12 @@ class _Builder:
         architecture = self._architectures[model]
         tail = (*architecture.final_norms, *architecture.heads)
         heads = self._heads if after_layers and not self._tied else ()
-        for name in self._sources[model].names():
-            if architecture.is_carried(name):
+        for name in self._layers[model][None]:
+            if architecture.is_carried(name) or (name in tail) != after_layers:
                 continue
-            if architecture.layer_of(name) is None and (name in tail) == after_layers:
-                if is_head_weight(name, architecture) and self._is_tied(model):
-                    continue
-                yield _Place(part, None, 0.0, name, name, None)
+            if is_head_weight(name, architecture) and self._is_tied(model):
+                continue
+            yield _Place(part, None, 0.0, name, name, None)
         for name in heads if self._is_tied(model) else ():
             yield _Place(part, None, 0.0, name, name, None)
 
