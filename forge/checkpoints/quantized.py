@@ -19,6 +19,7 @@ _BY_SUFFIX: Final = (
     (".weight_blocks", "MXFP4"),
     ("_blocks", "MXFP4"),
 )
+_SUFFIXES: Final = tuple(suffix for suffix, _ in _BY_SUFFIX)
 
 
 def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo]) -> str | None:
@@ -36,7 +37,7 @@ def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo])
     if isinstance(declared, Mapping) and declared:
         return _describe(declared)
     for tensor in tensors:
-        for suffix, name in _BY_SUFFIX:
+        for suffix, name in _BY_SUFFIX if tensor.name.endswith(_SUFFIXES) else ():
             if tensor.name.endswith(suffix) and not DTYPES[tensor.dtype].mergeable:
                 return f"{name} (tensor '{tensor.name}')"
         if tensor.name.endswith((".absmax", ".SCB", ".weight_scale_inv")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -244,18 +244,19 @@ def _check_types(recipe: MergeRecipe, tensors: Sequence[WrittenTensor], notes: N
     whole: list[str] = []
     unlike: list[str] = []
     unknown: list[str] = []
-    counts: dict[ModelReference, Counter[str]] = {}
+    types: defaultdict[ModelReference, set[str]] = defaultdict(set)
     for tensor in tensors:
-        kinds = [info.dtype for _, info in tensor.inputs]
-        if all(not DTYPES[kind].is_float for kind in kinds):
-            (whole if len(set(kinds)) == 1 else unlike).append(tensor.inputs[0][1].name)
-        elif any(not DTYPES[kind].is_float for kind in kinds):
+        kinds = {info.dtype for _, info in tensor.inputs}
+        floats = {DTYPES[kind].is_float for kind in kinds}
+        if floats == {False}:
+            (whole if len(kinds) == 1 else unlike).append(tensor.inputs[0][1].name)
+        elif floats != {True}:
             unlike.append(tensor.inputs[0][1].name)
-        elif any(not DTYPES[kind].mergeable for kind in kinds):
+        elif not all(DTYPES[kind].mergeable for kind in kinds):
             unknown.append(tensor.inputs[0][1].name)
         else:
             for model, info in tensor.inputs:
-                counts.setdefault(model, Counter())[info.dtype] += info.numel
+                types[model].add(info.dtype)
     if unlike:
         notes.error(
             "types",
@@ -274,19 +275,17 @@ def _check_types(recipe: MergeRecipe, tensors: Sequence[WrittenTensor], notes: N
             f"{some(whole)} hold whole numbers. They are copied, and must be the same in all "
             "models.",
         )
-    _note_precision(recipe, counts, notes)
+    _note_precision(recipe, types, notes)
 
 
 def _note_precision(
-    recipe: MergeRecipe, counts: Mapping[ModelReference, Counter[str]], notes: Notebook
+    recipe: MergeRecipe, types: Mapping[ModelReference, set[str]], notes: Notebook
 ) -> None:
-    kinds = {kind for counter in counts.values() for kind in counter}
+    kinds = set().union(*types.values())
     if not kinds:
         return
     if len(kinds) > 1:
-        listing = listed(
-            f"{model} is {' and '.join(sorted(counter))}" for model, counter in counts.items()
-        )
+        listing = listed(f"{model} is {' and '.join(sorted(own))}" for model, own in types.items())
         wide = "float64" if "F64" in kinds else "float32"
         notes.notice(
             "mixed-types",
