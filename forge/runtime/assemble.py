@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, OutputError
+from forge.quantize.model_class import generating_class
 from forge.runtime.experts import EXPERT_LINEARS, QuantizedExperts
 from forge.runtime.linear import QuantizedLinear
 from forge.runtime.stored import StoredLayer, StoredModel, read_layer, survey
@@ -94,7 +95,7 @@ def _build(
 
 def _model_class(checkpoint: Checkpoint, config: transformers.PreTrainedConfig) -> Any:
     try:
-        return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return generating_class(config)
     except KeyError as error:
         raise CheckpointError(
             f"'{checkpoint.source.label}' is of the type {checkpoint.config.get('model_type')!r}, "

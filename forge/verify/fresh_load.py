@@ -210,9 +210,12 @@ def _consumer(root: Path) -> tuple[str, Callable[[Path], PreTrainedModel]]:
 
 
 def _load_plain(root: Path) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    loaded = AutoModelForCausalLM.from_pretrained(root, dtype="auto", output_loading_info=True)
+    from forge.quantize.model_class import generating_class
+
+    family = generating_class(AutoConfig.from_pretrained(root))
+    loaded = family.from_pretrained(root, dtype="auto", output_loading_info=True)
     return _clean(root, cast("_Pair", loaded))
 
 

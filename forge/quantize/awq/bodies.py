@@ -90,7 +90,12 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
     """
     try:
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import (
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+            AutoConfig,
+            AutoModel,
+            AutoModelForCausalLM,
+        )
     except ImportError as error:
         raise MissingExtraError(
             f"Calibration runs the model, which needs '{error.name}': "
@@ -104,7 +109,10 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
             )
             if text_only:
                 config = config.get_text_config()
-            build = cast("Callable[..., PreTrainedModel]", AutoModelForCausalLM.from_config)
+            # A language model that never stands alone has no class with a head; none is needed.
+            has_head = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+            kind = AutoModelForCausalLM if has_head else AutoModel
+            build = cast("Callable[..., PreTrainedModel]", kind.from_config)
             with init_empty_weights(include_buffers=False):
                 model = build(
                     config, dtype=torch.float32, trust_remote_code=False,
@@ -120,7 +128,7 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
 
 def _path_of_blocks(model: PreTrainedModel, architecture: Architecture) -> str:
     paths = [prefix.removesuffix(".") for prefix in architecture.layer_prefixes]
-    for path in [*paths, "model.layers"]:
+    for path in [*paths, "model.layers", "layers"]:
         try:
             found = model.get_submodule(path)
         except AttributeError:

@@ -22,6 +22,7 @@ from torch import nn
 
 from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
+from forge.architectures.written import is_buffer
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.quantize.awq.bodies import build_body
@@ -125,7 +126,22 @@ class Skeleton:
             filled = filled.to(self._device)
             _set_parameter(self.blocks[index], name, filled)
             tensors |= dict(parts_of(self._names, prefix, name, filled))
+        self._load_buffers(self.blocks[index], prefix)
         return tensors
+
+    def _load_buffers(self, block: nn.Module, prefix: str) -> None:
+        """Fill what a checkpoint holds of a block's state that is no parameter.
+
+        A router's correction bias is such a thing: without it, other experts would be chosen than
+        the model chooses. What every loader computes anew stays as it was computed.
+        """
+        for name, buffer in list(block.named_buffers()):
+            tensor = f"{prefix}{name}"
+            if tensor in self._names and not is_buffer(tensor):
+                filled = torch.empty(buffer.shape, dtype=torch.float32)
+                read_into(self._source, tensor, filled)
+                module, _, leaf = name.rpartition(".")
+                setattr(block.get_submodule(module), leaf, filled.to(self._device))
 
     def prefix_of(self, index: int) -> str:
         """Return what stands before the names of a block's tensors, such as ``model.layers.0.``.

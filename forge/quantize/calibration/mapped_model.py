@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, MissingExtraError
+from forge.quantize.model_class import generating_class
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def load_mapped(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
     except ImportError as error:
         raise MissingExtraError(
             "A model that writes its own calibration set needs torch and transformers: "
@@ -60,8 +61,8 @@ def load_mapped(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(
                 str(checkpoint.root), local_files_only=True, trust_remote_code=False
             )
-            # The automatic class takes no weights without a folder; the real one does.
-            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
+            # An automatic class takes no weights without a folder; the real one does.
+            kind: Any = generating_class(config)
             model, loading = kind.from_pretrained(
                 None,
                 config=config,
