@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.folder import read_json_object
+from forge.checkpoints.gguf.files import gguf_files
 from forge.checkpoints.hub import remote_source, resolve
+from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource, open_safetensors
 from forge.core.errors import CheckpointError
 from forge.recipes.reference import ModelReference
@@ -23,12 +25,15 @@ class Checkpoint:
 
     Attributes:
         reference: What the recipe says.
-        root: Local folder with its configuration and tokenizer files.
+        root: Local folder with its configuration and tokenizer files; for a GGUF, a temporary one.
         revision: Resolved commit of a model from the Hub, else ``None``.
-        config: Its ``config.json``.
+        config: Its ``config.json``; of a quantized one that is read as plain weights, without
+            what it says about quantization.
         source: Its tensors; for a model whose weights were not downloaded, headers only.
         notices: What the user should know about how it was read.
         lora_revision: Resolved commit of an adapter from the Hub, else ``None``.
+        adapter_tokenizer: Folder of an adapter that brings a tokenizer along, else ``None``.
+        warnings: Those of the notices that are probably not what was meant.
     """
 
     reference: ModelReference
@@ -38,6 +43,13 @@ class Checkpoint:
     source: TensorSource
     notices: tuple[str, ...] = ()
     lora_revision: str | None = None
+    adapter_tokenizer: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def tokenizer_root(self) -> Path:
+        """Folder with its tokenizer files."""
+        return self.adapter_tokenizer or self.root
 
     @property
     def local_paths(self) -> tuple[str, ...]:
@@ -48,40 +60,65 @@ class Checkpoint:
         return tuple(paths)
 
 
-def open_checkpoint(reference: ModelReference, *, weights: bool = True) -> Checkpoint:
+def open_checkpoint(
+    reference: ModelReference, *, weights: bool = True, stored: bool = False
+) -> Checkpoint:
     """Resolve a model and read its configuration and headers.
 
     Args:
-        reference: A local folder or a Hub repository, with or without a LoRA adapter.
+        reference: A local folder, a GGUF file or a Hub repository, with or without a LoRA adapter.
         weights: Whether the tensors will be read. When false, a model on the Hub is not
             downloaded: its headers are fetched by range requests.
+        stored: Whether a quantized model's tensors are wanted as they lie in its files, to run or
+            convert them. By default they are plain weights, decoded when they are read.
 
     Returns:
         The resolved model.
 
     Raises:
         CheckpointError: The model cannot be found, downloaded or trusted.
+        IncompatibleError: It is quantized in a way that cannot be decoded; the message names it.
     """
     located = resolve(reference, weights=weights)
-    config = read_config(located.root, label=str(reference))
+    root = located.root
     notices: tuple[str, ...] = ()
     source: TensorSource
-    if located.headers_only:
+    files = () if located.repository else gguf_files(root, label=str(reference))
+    if files:
+        from forge.checkpoints.gguf.opening import open_gguf
+
+        opened = open_gguf(files, label=str(reference))
+        root, config, source, notices = opened.root, opened.config, opened.source, opened.notices
+    elif located.headers_only:
+        config = read_config(root, label=str(reference))
         source = remote_source(located, label=str(reference))
     else:
-        local = open_safetensors(located.root, label=str(reference))
+        config = read_config(root, label=str(reference))
+        local = open_safetensors(root, label=str(reference))
         source, notices = local, local.notices
+    found = None if stored else quantization_of(config, map(source.info, source.names()))
+    if found is not None:
+        # Only what must be decoded needs numpy.
+        from forge.checkpoints.dequantizing.families import dequantize
+
+        plain = dequantize(source, config, found=found)
+        source, config, notices = plain.source, plain.config, (*notices, *plain.notices)
     lora_revision: str | None = None
+    tokenizer: Path | None = None
+    warnings: tuple[str, ...] = ()
     if reference.lora is not None:
         # Only a LoRA computes what it reads; without one, a check needs no numpy.
-        from forge.checkpoints.lora import open_lora
+        from forge.checkpoints.lora.adapted import open_adapter
 
         adapter = resolve(reference.lora, weights=True, adapter=True)
-        source = open_lora(source, adapter.root, label=str(reference))
+        adapted = open_adapter(source, config, adapter.root, home=root, label=str(reference))
+        source, config, warnings = adapted.source, adapted.config, adapted.warnings
+        tokenizer, notices = adapted.tokenizer_root, (*notices, *adapted.notices)
         lora_revision = adapter.revision
     return Checkpoint(
-        reference, located.root, located.revision, config, source, notices, lora_revision
-    )
+        reference, root, located.revision, config, source, notices, lora_revision,
+        tokenizer, warnings,
+    )  # fmt: skip
 
 
 def read_config(root: Path, *, label: str) -> Mapping[str, object]:

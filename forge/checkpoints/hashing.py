@@ -119,11 +119,14 @@ def record_safetensors(
     return FileRecord(name or path.name, header.file_bytes, "xxh3_128_tree", digest)
 
 
-def record_file(path: Path, *, name: str | None = None) -> FileRecord:
+def record_file(
+    path: Path, *, known: Mapping[str, str] | None = None, name: str | None = None
+) -> FileRecord:
     """Return the record of any file; what is called safetensors must be it.
 
     Args:
         path: The file.
+        known: As for ``record_safetensors``; of other files, nothing can be known.
         name: Name in the record; the file's own name by default.
 
     Returns:
@@ -133,7 +136,7 @@ def record_file(path: Path, *, name: str | None = None) -> FileRecord:
         CheckpointError: The file cannot be read.
     """
     if path.suffix == ".safetensors":
-        return record_safetensors(path, name=name)
+        return record_safetensors(path, known=known, name=name)
     try:
         size = path.stat().st_size
     except OSError as error:

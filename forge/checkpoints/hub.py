@@ -30,6 +30,7 @@ from forge.checkpoints.companions import (
     TOKENIZER_FILES,
 )
 from forge.checkpoints.folder import contained_file
+from forge.checkpoints.gguf.files import SUFFIX
 from forge.checkpoints.header import (
     LENGTH_BYTES,
     Header,
@@ -62,7 +63,7 @@ class Located:
     """Where a model is.
 
     Attributes:
-        root: Local folder; for a model of the Hub, its folder in the cache.
+        root: Local folder, or GGUF file; for a model of the Hub, its folder in the cache.
         revision: Resolved commit of a model of the Hub, else ``None``.
         repository: Its id on the Hub, else ``None``.
         headers_only: Whether its weights are still on the Hub.
@@ -90,11 +91,12 @@ def resolve(reference: ModelReference, *, weights: bool, adapter: bool = False) 
             the Hub cannot be reached.
     """
     folder = Path(reference.path).expanduser()
-    if folder.is_dir():
+    is_gguf = folder.suffix == SUFFIX and folder.is_file() and not adapter
+    if folder.is_dir() or is_gguf:
         if reference.revision is not None:
             raise CheckpointError(
-                f"'{reference.path}' is a local folder, which has no revision "
-                f"'{reference.revision}'. Remove the '@{reference.revision}'."
+                f"'{reference.path}' is a local {'file' if is_gguf else 'folder'}, which has no "
+                f"revision '{reference.revision}'. Remove the '@{reference.revision}'."
             )
         return Located(folder)
     if _looks_local(reference.path):
@@ -126,7 +128,7 @@ def _looks_local(text: str) -> bool:
     return (
         text.startswith((".", "/", "~"))
         or text.count("/") > 1
-        or text.endswith("/")
+        or text.endswith(("/", SUFFIX))
         or "\\" in text
         or Path(text).is_file()
     )
@@ -134,7 +136,7 @@ def _looks_local(text: str) -> bool:
 
 def _explain_missing_folder(text: str, folder: Path) -> str:
     if folder.is_file():
-        return f"'{text}' is a file. Name the model's folder."
+        return f"'{text}' is a file. Name the model's folder, or a GGUF file."
     if not folder.parent.is_dir():
         return f"There is no folder '{text}', nor '{folder.parent}' (relative to '{Path.cwd()}')."
     names = sorted(entry.name for entry in folder.parent.iterdir() if entry.is_dir())

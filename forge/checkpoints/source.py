@@ -171,7 +171,7 @@ class SafetensorsSource:
             if self._closed:
                 raise CheckpointError(f"'{self._label}' was read after it was closed.")
             if file not in self._maps:
-                self._maps[file] = _open_map(file, expected_bytes=self._headers[file].file_bytes)
+                self._maps[file] = open_map(file, expected_bytes=self._headers[file].file_bytes)
             return self._maps[file]
 
     def _advise(self, name: str, advice: int) -> None:
@@ -182,7 +182,16 @@ class SafetensorsSource:
             self._map(tensor.file).madvise(advice, start, end - start)
 
 
-def _open_map(file: Path, *, expected_bytes: int) -> mmap.mmap:
+def open_map(file: Path, *, expected_bytes: int) -> mmap.mmap:
+    """Map a file for reading.
+
+    Args:
+        file: The file.
+        expected_bytes: Its size when its header was read.
+
+    Raises:
+        CheckpointError: It cannot be read, or has another size by now.
+    """
     try:
         with file.open("rb") as handle:
             # A map beyond the end of a file kills the process on access, so a file that
@@ -275,7 +284,7 @@ def _explain_no_weights(root: Path, label: str) -> str:
     if "adapter_config.json" in present:
         return f"{start}: it is a LoRA adapter. Write it behind its base model: 'base+{label}'."
     if any(name.endswith(".gguf") for name in present):
-        return f"{start}, only GGUF, which forge cannot read as a source. Use the original model."
+        return f"{start}, only GGUF, which can be merged and quantized, and not be used here."
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in present):
         return (
             f"{start}, only pickled weights, which can run any code when they are loaded. "

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from forge.architectures.blocks import Linear
 from forge.checkpoints.floats import decode, encode
-from forge.checkpoints.hashing import FileRecord, checksum_of, record_safetensors
+from forge.checkpoints.hashing import FileRecord, checksum_of, record_file
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.errors import NonFiniteError
@@ -212,7 +212,7 @@ class Workers:
         """
         with ThreadPoolExecutor(num_threads, thread_name_prefix="forge-hash") as pool:
             records = pool.map(
-                lambda item: record_safetensors(item[0], known=item[1]), self._digests.items()
+                lambda item: record_file(item[0], known=item[1]), self._digests.items()
             )
             return dict(zip(self._digests, records, strict=True))
 

@@ -265,4 +265,7 @@ def test_a_missing_folder_suggests_its_neighbours(
     )
     assert message("./models/xyz") == "There is no folder './models/xyz'."
     assert "nor 'a/b'" in message("a/b/c")
-    assert message("models/file") == "'models/file' is a file. Name the model's folder."
+    assert (
+        message("models/file")
+        == "'models/file' is a file. Name the model's folder, or a GGUF file."
+    )
