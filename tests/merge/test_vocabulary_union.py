@@ -265,7 +265,9 @@ def test_a_union_that_the_library_does_not_load_is_refused(tmp_path: Path) -> No
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "decoder": {"type": "FromTheFuture"}}))
     recipe = recipe_of([other], base=base, tokenizer={"source": "union"})
-    with pytest.raises(IncompatibleError, match="united tokenizer does not load"):
+    with pytest.raises(
+        IncompatibleError, match="of 'the result' does not work in the tokenizers library"
+    ):
         planned(recipe)
     assert opened(recipe)
 

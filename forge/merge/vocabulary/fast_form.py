@@ -20,6 +20,7 @@ from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import IncompatibleError
 from forge.merge.vocabulary.sentencepiece import (
     UNKNOWN,
+    USER_DEFINED,
     SentencePieceModel,
     parse_sentencepiece,
 )
@@ -36,6 +37,7 @@ _QWEN_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LONGEST: Final = 256
 _BYTE_LEVEL: Final = ("GPT2Tokenizer", "Qwen2Tokenizer")
 
 
@@ -100,9 +102,16 @@ def _of_sentencepiece(
     config = tokenizer.config
     if model.kind is None or not model.is_plain:
         raise _refusal(label, "holds a SentencePiece model of a rare kind")
+    if model.adds_prefix and any(piece.type == USER_DEFINED for piece in model.pieces):
+        # They are found in the prepared text, behind the blank that is put before it, and a
+        # tokenizer.json can match tokens before that blank only.
+        raise _refusal(label, "holds a SentencePiece model with pieces that its user defined")
     texts = [piece.text for piece in model.pieces]
     if len(set(texts)) != len(texts):
         raise _refusal(label, "holds a SentencePiece model that names a piece twice")
+    # Every way to cut a piece in two is tried, so its length must not be a stranger's choice.
+    if max(map(len, texts)) > _LONGEST:
+        raise _refusal(label, f"holds a piece of more than {_LONGEST} characters")
     unknown = next((n for n, piece in enumerate(model.pieces) if piece.type == UNKNOWN), None)
     section: dict[str, object]
     if model.kind == "Unigram":

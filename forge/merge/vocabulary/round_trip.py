@@ -16,14 +16,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from forge.core.errors import IncompatibleError
 from forge.merge.vocabulary.fast_form import with_document
+from forge.merge.vocabulary.library import load_library, refusing
 from forge.merge.vocabulary.tokens import Tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Library
 
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _EMPTY: Final[Mapping[str, object]] = {
@@ -106,15 +103,18 @@ def read_texts(tokenizer: Tokenizer, texts: Mapping[str, str], label: str) -> di
         Tokens and text by the same names.
 
     Raises:
-        IncompatibleError: It cannot be loaded.
+        IncompatibleError: It cannot be loaded, or does not work.
         CheckpointError: A file is malformed.
     """
-    library = _load(narrowed(with_document(tokenizer, label), texts.values()), label)
+    tokenizer = with_document(tokenizer, label)
     found: dict[str, Passage] = {}
-    for name, text in texts.items():
-        encoding = library.encode(text, add_special_tokens=False)
-        back = library.decode(encoding.ids, skip_special_tokens=False)
-        found[name] = Passage(tuple(encoding.tokens), back)
+    with refusing(label):
+        document = narrowed(tokenizer, texts.values())
+        library = load_library(json.dumps(document).encode(), label)
+        for name, text in texts.items():
+            encoding = library.encode(text, add_special_tokens=False)
+            back = library.decode(encoding.ids, skip_special_tokens=False)
+            found[name] = Passage(tuple(encoding.tokens), back)
     return found
 
 
@@ -173,7 +173,10 @@ def _prepared(
     texts: Iterable[str],
 ) -> Iterator[str]:
     """Yield every text, and every stretch between added tokens, as the model gets to see it."""
-    library = _load({**document, "model": dict(_EMPTY), "added_tokens": []}, "a tokenizer")
+    from tokenizers import Tokenizer as Library
+
+    empty = {**document, "model": dict(_EMPTY), "added_tokens": []}
+    library = Library.from_buffer(json.dumps(empty).encode())
     everywhere = _between(added)
     raw = _between([token for token in added if added[token].get("normalized") is not True])
     stretches: dict[str, None] = {}
@@ -207,16 +210,6 @@ def _parts(texts: Iterable[str], longest: int) -> set[str]:
         for begin in range(len(text))
         for end in range(begin + 1, min(len(text), begin + longest) + 1)
     }
-
-
-def _load(document: Mapping[str, object], label: str) -> Library:
-    from tokenizers import Tokenizer as Library
-
-    try:
-        return Library.from_str(json.dumps(document))
-    except Exception as error:  # The library raises plain Exception for everything.
-        reason = str(error)[:200]
-        raise IncompatibleError(f"The tokenizer of '{label}' does not load: {reason}.") from error
 
 
 def shown(tokens: Sequence[str], most: int = 8) -> str:

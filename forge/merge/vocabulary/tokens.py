@@ -160,7 +160,11 @@ def _core(files: Mapping[str, bytes], root: Path, label: str) -> _Core | None:
         pieces = parse_sentencepiece(files[file], root / file).pieces
         ids = {piece.text: number for number, piece in enumerate(pieces)}
         entries = {
-            piece.text: {"special": piece.type != USER_DEFINED}
+            # What a user defined is found in the text as the normalizer leaves it.
+            piece.text: {
+                "special": piece.type != USER_DEFINED,
+                "normalized": piece.type == USER_DEFINED,
+            }
             for piece in pieces
             if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
         }

@@ -18,6 +18,7 @@ from forge.checkpoints.chat_templates import dump_json
 from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import IncompatibleError
 from forge.merge.vocabulary.fast_form import with_document
+from forge.merge.vocabulary.library import load_library
 from forge.merge.vocabulary.tokens import (
     ADDED_TOKENS,
     TOKENIZER_CONFIG,
@@ -193,13 +194,7 @@ def _origins(new: Sequence[NewToken]) -> list[Tokenizer]:
 
 
 def _has_ids(document: bytes, ids: Mapping[str, int]) -> bool:
-    from tokenizers import Tokenizer as Library
-
-    try:
-        library = Library.from_str(document.decode())
-    except Exception as error:  # The library raises plain Exception for everything.
-        reason = str(error)[:200]
-        raise IncompatibleError(f"The united tokenizer does not load: {reason}.") from error
+    library = load_library(document, "the result")
     return library.get_vocab(with_added_tokens=True) == dict(ids)
 
 
