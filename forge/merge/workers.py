@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from forge.checkpoints.hashing import FileRecord, new_checksum, record_safetensors
+from forge.checkpoints.hashing import FileRecord, new_checksum, record_file
 from forge.checkpoints.progress import Progress
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import SafetensorsSource, TensorSource
@@ -89,7 +89,7 @@ class Workers:
         """Return the records of all input files, reading only what no job has read."""
         with ThreadPoolExecutor(num_threads, thread_name_prefix="forge-hash") as pool:
             records = pool.map(
-                lambda item: record_safetensors(item[0], known=item[1]), self._read.items()
+                lambda item: record_file(item[0], known=item[1]), self._read.items()
             )
             return dict(zip(self._read, records, strict=True))
 
