@@ -1,4 +1,4 @@
-"""Recognize a quantized checkpoint, so that its codes are never merged as if they were weights."""
+"""Recognize a quantized checkpoint, so that its codes are never taken for weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Final
 
 from forge.checkpoints.header import TensorInfo
 from forge.core.dtypes import DTYPES
+
+QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config", "quantization")
+"""Keys of ``config.json`` that describe a quantization."""
 
 _BY_SUFFIX: Final = (
     (".quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
@@ -22,6 +25,21 @@ _BY_SUFFIX: Final = (
 _SUFFIXES: Final = tuple(suffix for suffix, _ in _BY_SUFFIX)
 
 
+def declared_quantization(config: Mapping[str, object]) -> Mapping[str, object] | None:
+    """Return what a ``config.json`` says about quantization, wherever it says it.
+
+    Args:
+        config: The configuration.
+    """
+    for section in (config, config.get("text_config")):
+        for key in QUANTIZATION_KEYS:
+            found = section.get(key) if isinstance(section, Mapping) else None
+            if isinstance(found, Mapping) and found:
+                # MLX names no method; its key is the name.
+                return {"quant_method": "mlx", **found} if key == "quantization" else found
+    return None
+
+
 def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo]) -> str | None:
     """Describe how a checkpoint is quantized.
 
@@ -33,8 +51,8 @@ def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo])
         A short description such as ``gptq, 4 bits`` or ``F8_E4M3 tensors``; ``None`` when its
         weights are plain numbers. Integer tensors of buffers (positions, masks) do not count.
     """
-    declared = config.get("quantization_config", config.get("compression_config"))
-    if isinstance(declared, Mapping) and declared:
+    declared = declared_quantization(config)
+    if declared is not None:
         return _describe(declared)
     for tensor in tensors:
         for suffix, name in _BY_SUFFIX if tensor.name.endswith(_SUFFIXES) else ():
@@ -49,7 +67,7 @@ def quantization_of(config: Mapping[str, object], tensors: Iterable[TensorInfo])
     return None
 
 
-def _describe(declared: Mapping[object, object]) -> str:
+def _describe(declared: Mapping[str, object]) -> str:
     method = declared.get("quant_method")
     text = method if isinstance(method, str) else "an unnamed method"
     bits = declared.get("bits", declared.get("w_bit"))

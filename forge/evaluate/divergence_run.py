@@ -166,7 +166,7 @@ def _compare(
 
 
 def _open(reference: str) -> _Subject:
-    checkpoint = open_checkpoint(ModelReference.parse(reference))
+    checkpoint = open_checkpoint(ModelReference.parse(reference), stored=True)
     return _Subject(checkpoint, describe(checkpoint))
 
 

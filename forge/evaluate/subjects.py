@@ -102,7 +102,7 @@ def local_subject(reference: str, settings: LocalSettings, *, label: str | None 
         CheckpointError: It cannot be found or read.
         EvaluationError: It has no chat template, and one is asked for.
     """
-    checkpoint = open_checkpoint(ModelReference.parse(reference))
+    checkpoint = open_checkpoint(ModelReference.parse(reference), stored=True)
     dtype = chosen_dtype(checkpoint, settings.dtype, device=settings.device)
 
     def check() -> None:

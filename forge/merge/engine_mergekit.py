@@ -179,7 +179,7 @@ def _inputs(recipe: MergeRecipe) -> tuple[list[dict[str, object]], list[str]]:
         files: list[dict[str, object]] = []
         revision = None
         try:
-            checkpoint = open_checkpoint(model)
+            checkpoint = open_checkpoint(model, stored=True)
             revision = checkpoint.revision
             records = record_files(checkpoint.source.files())
             files = [{"name": record.name, **record.as_json()} for record in records]

@@ -60,7 +60,7 @@ def open_subjects(models: Sequence[str], *, progress: Progress) -> tuple[Subject
     for model in models:
         progress.status(f"reading {Path(model).name}")
         try:
-            checkpoint = open_checkpoint(ModelReference.parse(model))
+            checkpoint = open_checkpoint(ModelReference.parse(model), stored=True)
         except RecipeError as error:
             # There is no recipe here that the message could point to.
             raise CheckpointError(error.problems[0].message) from error

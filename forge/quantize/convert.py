@@ -94,7 +94,7 @@ def run_convert(
             f"'{model}' has an adapter, and a conversion cannot apply one to codes. Merge the "
             "adapter into the model in full precision, and quantize the result."
         )
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, stored=True)
     try:
         plan = plan_conversion(checkpoint, to)
         notices = _notices(checkpoint, plan)

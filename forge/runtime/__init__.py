@@ -49,7 +49,7 @@ def load(
     from forge.checkpoints.checkpoint import open_checkpoint
     from forge.recipes.reference import ModelReference
 
-    checkpoint = open_checkpoint(ModelReference.parse(str(folder)))
+    checkpoint = open_checkpoint(ModelReference.parse(str(folder)), stored=True)
     try:
         import torch
 

@@ -68,7 +68,7 @@ def load_any(
         IncompatibleError: It does not fit into memory, or a layer or the device cannot be used.
         MissingExtraError: torch, transformers or safetensors is not installed.
     """
-    checkpoint = open_checkpoint(ModelReference.parse(reference))
+    checkpoint = open_checkpoint(ModelReference.parse(reference), stored=True)
     return load_checkpoint(checkpoint, device=device, dtype=dtype, threads=threads)
 
 

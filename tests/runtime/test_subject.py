@@ -17,7 +17,7 @@ from tests.factory import tiny_checkpoint
 
 
 def record_of(folder: Path) -> ModelRecord:
-    checkpoint = open_checkpoint(ModelReference.parse(str(folder)))
+    checkpoint = open_checkpoint(ModelReference.parse(str(folder)), stored=True)
     try:
         return describe(checkpoint)
     finally:
