@@ -58,7 +58,7 @@ class LinearGroup:
     linears: tuple[Linear, ...]
     norm: str | None = None
     feeder: str | None = None
-    rows: tuple[int, ...] = ()
+    rows: Sequence[int] = ()
     companions: tuple[str, ...] = ()
 
 
@@ -313,7 +313,7 @@ def _feeding_rows(
     structure: BlockStructure,
     tensors: Mapping[str, tuple[int, ...]],
     config: Mapping[str, object],
-) -> tuple[int, ...]:
+) -> Sequence[int]:
     """Return which row of the feeder makes each input feature; empty when none does alone."""
     if feeder is None or f"{feeder.module}.weight" not in tensors:
         return ()
@@ -325,7 +325,8 @@ def _feeding_rows(
         return ()
     if not feeder.per_head:
         start = feeder.part * num_inputs
-        return tuple(range(start, start + num_inputs))
+        # As numbers, the rows of 15,000 experts would take a gigabyte.
+        return range(start, start + num_inputs)
     heads = _value(config, ("num_attention_heads", "n_head", "num_heads"))
     if type(heads) is not int or heads < 1 or num_inputs % heads:
         return ()

@@ -9,7 +9,7 @@ a quantized one changes, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forge.architectures.blocks import (
@@ -42,7 +42,7 @@ class FoldGroup:
     norm: str | None = None
     feeder: str | None = None
     feeder_kept: bool = False
-    rows: tuple[int, ...] = ()
+    rows: Sequence[int] = ()
 
     @property
     def is_scaled(self) -> bool:
