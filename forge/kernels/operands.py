@@ -117,6 +117,11 @@ class Operands:
         """float64 where an input is, else float32."""
         return "float64" if "F64" in self.dtypes else "float32"
 
+    @property
+    def out_itemsize(self) -> int:
+        """Bytes of one element of the result."""
+        return np.dtype(_NUMPY[self.out_dtype]).itemsize
+
     def select(self, indices: Sequence[int], *, has_base: bool) -> Operands:
         """Return the same tensor with some of its inputs, given by their positions."""
         return replace(
@@ -131,6 +136,12 @@ class Operands:
         dtype = self.dtypes[index]
         stored = np.frombuffer(self.inputs[index], _NUMPY[dtype])
         return _widened(stored[start : None if count < 0 else start + count], dtype, self.compute)
+
+    def columns(self, index: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return a run along the last axis of one input, as a matrix of all its rows."""
+        dtype = self.dtypes[index]
+        stored = np.frombuffer(self.inputs[index], _NUMPY[dtype]).reshape(-1, self.width)
+        return _widened(stored[:, start:stop], dtype, self.compute)
 
     def sample(self, index: int, stride: int, run: int) -> npt.NDArray[Any]:
         """Return the first ``run`` of every whole ``stride`` elements of one input."""
@@ -221,7 +232,7 @@ class KernelPass:
     ) -> None:
         """Run over ``count`` elements from ``start`` and emit the result chunk by chunk."""
         operands = self.operands
-        itemsize = np.dtype(_NUMPY[operands.out_dtype]).itemsize
+        itemsize = operands.out_itemsize
         stop = operands.numel if count is None else start + count
         for first in range(start, stop, chunk):
             size = min(chunk, stop - first)

@@ -90,6 +90,24 @@ def _family(*rows: ParameterRow, normalize: bool) -> tuple[ParameterRow, ...]:
     )
 
 
+def _spectral(*rows: ParameterRow) -> tuple[ParameterRow, ...]:
+    return (
+        _weight(default=1.0),
+        *rows,
+        _LAMBDA,
+        ParameterRow(
+            "outside_layers",
+            "global",
+            "choice",
+            "how embeddings and head are merged: by the mean of the task vectors, or by their "
+            "singular vectors like the matrices of the layers",
+            default="mean",
+            gradient=False,
+            choices=("mean", "spectral"),
+        ),
+    )
+
+
 _GAMMA: Final = ParameterRow(
     "gamma",
     "model",
@@ -330,6 +348,73 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
             None,
             "required",
             (_flag("filter_wise", False, "one t for each row instead of each tensor"),),
+        ),
+        MethodRow(
+            "lines",
+            "LiNeS: task arithmetic whose strength grows with the depth of the layer",
+            "y = base + (α + β·depth) Σ w·δ, depth from 0 in the first layer to 1 in the last",
+            "Wang et al. 2025, LiNeS, arXiv 2410.17146",
+            1,
+            None,
+            "required",
+            (
+                _weight(default=1.0),
+                ParameterRow(
+                    "alpha",
+                    "global",
+                    "number",
+                    "factor in the first layer and outside the layers; 1/Σ w unless given",
+                    gradient=False,
+                ),
+                ParameterRow(
+                    "beta",
+                    "global",
+                    "number",
+                    "what the last layer's factor adds to it; 1 - alpha unless given",
+                    gradient=False,
+                ),
+            ),
+        ),
+        MethodRow(
+            "tsv_m",
+            "TSV-M: task singular vectors, made orthogonal to each other",
+            "y = base + λ U⊥ Σ V⊥ᵀ, of the first r/N singular vectors of every δ",
+            "Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081",
+            1,
+            None,
+            "required",
+            _spectral(),
+        ),
+        MethodRow(
+            "iso_c",
+            "Iso-C: an even spectrum of the summed task vectors",
+            "y = base + λ σ̄ U Vᵀ, Σ w·δ = U Σ Vᵀ",
+            "Marczak et al. 2025, No Task Left Behind, arXiv 2502.04959",
+            1,
+            None,
+            "required",
+            _spectral(),
+        ),
+        MethodRow(
+            "iso_cts",
+            "Iso-CTS: an even spectrum of common and task-specific directions",
+            "y = base + λ σ̄ U⊥ V⊥ᵀ, of the common space of Σ w·δ and what each δ has outside it",
+            "Marczak et al. 2025, No Task Left Behind, arXiv 2502.04959",
+            1,
+            None,
+            "required",
+            _spectral(
+                ParameterRow(
+                    "common_space_fraction",
+                    "global",
+                    "number",
+                    "share of the directions that the common space gets",
+                    default=0.8,
+                    low=0.0,
+                    high=1.0,
+                    advice="1 leaves the tasks no space of their own; try 0.8.",
+                ),
+            ),
         ),
         MethodRow(
             "nearswap",

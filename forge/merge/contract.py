@@ -35,11 +35,14 @@ class MethodCall:
         values: Global parameters by name.
         models: Parameters of each model beside the base, in the order of the operands.
         streams: Random stream of each model beside the base.
+        depth: Where the tensor's layer stands in the result, from 0 for the first to 1 for the
+            last; ``None`` outside the layers.
     """
 
     values: Mapping[str, ParameterValue]
     models: tuple[Mapping[str, ParameterValue], ...]
     streams: tuple[Stream, ...] = ()
+    depth: float | None = None
 
     def number(self, name: str) -> float:
         """Return a global number."""

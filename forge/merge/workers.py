@@ -23,12 +23,14 @@ from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.kernels import blas
 from forge.kernels.operands import CHUNK, Operands, Workspace
 from forge.kernels.pages import populate
 from forge.merge.contract import MethodCall, TensorStatistics
 from forge.merge.plan import CARRIED, IDENTICAL, MergeJob, MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
+from forge.recipes.settings import layer_position
 
 log = logging.getLogger(__name__)
 UNLIKE: Final = "num_unlike"
@@ -78,7 +80,8 @@ class Workers:
         small = [job for job in open_jobs if sizes[job.output] <= limit]
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="forge-merge")
         try:
-            _drain(pool, self._run_job, [*large, *small], num_threads)
+            with blas.one_thread():
+                _drain(pool, self._run_job, [*large, *small], num_threads)
         finally:
             # Reached by Ctrl-C too: workers stop at their next piece, and only then may
             # the sink be closed.
@@ -153,7 +156,12 @@ class Workers:
             emit=emit,
             workspace=workspace,
         )
-        call = MethodCall(job.values, job.models, job.streams)
+        call = MethodCall(
+            job.values,
+            job.models,
+            job.streams,
+            None if job.layer is None else layer_position(job.layer, len(self._plan.layers)),
+        )
         try:
             statistics: TensorStatistics = _method(job.method).merge(operands, call)
         except IncompatibleError as error:

@@ -35,6 +35,7 @@ class Case:
     values: Mapping[str, Any] = field(default_factory=dict)
     models: tuple[Mapping[str, Any], ...] = ()
     label: str = ""
+    depth: float | None = 0.5
 
 
 STREAMS = tuple(Stream(key=1000 + m, stream=-(77 + m)) for m in range(5))
@@ -69,9 +70,11 @@ def cases() -> list[Case]:
         values: Mapping[str, Any] | None = None,
         models: tuple[Mapping[str, Any], ...] | None = None,
         label: str = "",
+        depth: float | None = 0.5,
     ) -> None:
         models = models if models is not None else tuple({} for _ in range(num_models))
-        found.append(Case(method, num_models, has_base, expected, values or {}, models, label))
+        values = values or {}
+        found.append(Case(method, num_models, has_base, expected, values, models, label, depth))
 
     add("linear", 3, False, lambda x: reference.linear(x, weights=[1, 2, 0.5]),
         {"normalize": True}, per(weight=[1, 2, 0.5]), "normalized")  # fmt: skip
@@ -171,6 +174,29 @@ def cases() -> list[Case]:
     add("ramplus_tl", 3, True,
         lambda x: reference.ramplus_tl(x[0], x[1:], epsilon=2e-3, r=0.1, alpha=0.2),
         {"epsilon": 2e-3, "r": 0.1, "alpha": 0.2})  # fmt: skip
+    for depth, layer in ((None, None), (0.0, 1), (0.5, 3), (1.0, 5)):
+        add("lines", 2, True,
+            lambda x, n=layer: reference.lines(
+                x[0], x[1:], weights=W2, layer=n, num_layers=5),
+            models=per(weight=W2), label=f"layer={layer}", depth=depth)  # fmt: skip
+    add("lines", 3, True,
+        lambda x: reference.lines(x[0], x[1:], weights=[1, 1, 1], layer=2, num_layers=5,
+                                  alpha=0.3, beta=-0.2),
+        {"alpha": 0.3, "beta": -0.2}, per(weight=[1.0, 1.0, 1.0]), "given", depth=0.25)  # fmt: skip
+    outside = {"outside_layers": "mean"}
+    for lambda_, weights in ((1.0, [1.0, 1.0]), (0.7, W2), (1.0, W3)):
+        values, label = {"lambda": lambda_, **outside}, f"{lambda_} {weights}"
+        for method in ("tsv_m", "iso_c"):
+            add(method, len(weights), True,
+                lambda x, m=method, w=weights, f=lambda_: getattr(reference, m)(
+                    x[0], x[1:], weights=w, lambda_=f),
+                values, per(weight=weights), label)  # fmt: skip
+        for fraction in (0.8, 0.0, 1.0):
+            add("iso_cts", len(weights), True,
+                lambda x, w=weights, s=fraction, f=lambda_: reference.iso_cts(
+                    x[0], x[1:], weights=w, fraction=s, lambda_=f),
+                {**values, "common_space_fraction": fraction}, per(weight=weights),
+                f"{label} {fraction}")  # fmt: skip
     add("passthrough", 1, False, lambda x: reference.passthrough(x[0], scale=0.5),
         models=({"scale": 0.5},))  # fmt: skip
     return found
@@ -190,7 +216,7 @@ def models_near_a_base(count: int, shape: tuple[int, ...], dtype: str, seed: int
 def run(case: Case, arrays: list[Array], *, dtype: str, out_dtype: str | None = None) -> Result:
     method = importlib.import_module(f"forge.merge.methods.{case.method}")
     result = Result(arrays, has_base=case.has_base, dtype=dtype, out_dtype=out_dtype)
-    call = MethodCall(case.values, case.models, STREAMS[: case.num_models])
+    call = MethodCall(case.values, case.models, STREAMS[: case.num_models], case.depth)
     statistics = method.merge(result.operands, call)
     assert not any(statistics.bad_inputs)
     assert not statistics.bad_output

@@ -17,6 +17,7 @@ from tests.reference.geometric import (
     ramplus_tl,
     sce,
 )
+from tests.reference.spectral import iso_c, iso_cts, lines, tsv_m
 from tests.reference.spherical import karcher, linear, multislerp, nuslerp, passthrough, slerp
 from tests.reference.task_vectors import (
     breadcrumbs,
@@ -37,8 +38,11 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "iso_c",
+    "iso_cts",
     "karcher",
     "linear",
+    "lines",
     "model_stock",
     "multislerp",
     "nearswap",
@@ -50,4 +54,5 @@ __all__ = [
     "slerp",
     "task_arithmetic",
     "ties",
+    "tsv_m",
 ]
