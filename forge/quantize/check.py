@@ -19,7 +19,6 @@ from forge.architectures.names import architecture_of, layers_present
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.partial import PARTIAL_SUFFIX
-from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable
 from forge.core.catalog import did_you_mean
 from forge.core.errors import (
@@ -99,8 +98,6 @@ def check_quantize(
     _check_packages(recipe)
     source = checkpoint.source
     infos = {name: source.info(name) for name in source.names()}
-    if quantization_of(checkpoint.config, infos.values()) is not None:
-        return build_plan(recipe, checkpoint)  # which refuses, and says why
     architecture = architecture_of(checkpoint.config, tensor_names=infos)
     _check_layers(checkpoint, architecture)
     shapes = {name: info.shape for name, info in infos.items()}

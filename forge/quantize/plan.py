@@ -21,7 +21,6 @@ from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.layout import PlannedTensor
-from forge.checkpoints.quantized import quantization_of
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError, OutputError
 from forge.formats.contract import Part
@@ -214,18 +213,11 @@ def build_plan(
         The plan.
 
     Raises:
-        IncompatibleError: The model is quantized already, its architecture is unknown, or a
-            layer does not fit a format.
+        IncompatibleError: Its architecture is unknown, or a layer does not fit a format.
     """
     source = checkpoint.source
     infos = {name: source.info(name) for name in source.names()}
     label = str(checkpoint.reference)
-    already = quantization_of(checkpoint.config, infos.values())
-    if already is not None:
-        raise IncompatibleError(
-            f"'{label}' is quantized already ({already}). Start from the model in full precision; "
-            "quantizing twice adds the errors of both. 'forge convert' changes layouts losslessly."
-        )
     architecture = architecture_of(checkpoint.config, tensor_names=infos)
     tied = architecture.is_tied(checkpoint.config)
     written = {

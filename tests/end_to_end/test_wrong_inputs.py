@@ -255,7 +255,7 @@ MODELS = {
         spoil=damage.packed({".weight": "F8_E4M3", ".weight_scale_inv": "F32"}, None),
     ),
     "GPTQ": _wrong(
-        "./med", "gptq", spoil=damage.packed(
+        "./med", "1 bits", "states 4", spoil=damage.packed(
             {".qweight": "I32", ".qzeros": "I32", ".scales": "F16", ".g_idx": "I32"},
             {"quant_method": "gptq", "bits": 4, "group_size": 128},
         ),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.core.errors import CheckpointError, ForgeError
 from forge.merge.catalog import METHODS
 from forge.merge.check.preflight import CheckReport, Finding, check_merge
 from forge.recipes.merge_recipe import MergeRecipe, parse_merge_recipe
@@ -146,22 +147,31 @@ def test_an_inferred_architecture_is_a_notice(pair: tuple[Path, Path]) -> None:
     assert "its layers were taken to be 'model.layers.<number>.'" in report.notices[0].message
 
 
-def test_quantized_models_are_refused(pair: tuple[Path, Path]) -> None:
+def test_models_that_wrongly_say_that_they_are_quantized_are_refused(
+    pair: tuple[Path, Path],
+) -> None:
     configure(pair[1], quantization_config={"quant_method": "gptq", "bits": 4})
-    message = alone(check(task(*pair)), "quantized")
-    assert message == (
-        f"{pair[1]} is quantized (gptq, 4 bits): its tensors are codes, which cannot be averaged. "
-        "Merge the original model in bfloat16 and quantize the result."
-    )
+    with pytest.raises(CheckpointError, match="not one of its tensors is"):
+        check(task(*pair))
 
 
-def test_fp8_tensors_are_refused(pair: tuple[Path, Path]) -> None:
+def test_a_quantized_model_is_checked_like_any_other_and_said_to_be_one(
+    pair: tuple[Path, Path],
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+
     def to_fp8(values: Values) -> None:
-        name = "model.layers.0.mlp.up_proj.weight"
-        values[name] = ("F8_E4M3", values[name][1], values[name][2][::2])
+        values[name] = ("F8_E4M3", values[name][1], bytes([0x38]) * (len(values[name][2]) // 2))
+        values[f"{name}_scale_inv"] = ("F32", (1, 1), np.float32(0.5).tobytes())
 
     rewrite(pair[1], to_fp8)
-    assert "F8_E4M3 tensors" in alone(check(task(*pair)), "quantized")
+    with pytest.raises(CheckpointError, match=r"F8_E4M3 tensors.* no quantization_config"):
+        check(task(*pair))
+    configure(pair[1], quantization_config={"quant_method": "fp8"})
+    assert alone(check(task(*pair)), "source", "notice") == (
+        f"'{pair[1]}' is not in full precision: 1 of {len(read_values(pair[0]))} tensors are FP8, "
+        "and were read as bfloat16. What quantization lost is not there."
+    )
 
 
 def test_missing_tensors_are_one_finding(pair: tuple[Path, Path]) -> None:
@@ -690,7 +700,11 @@ def test_a_strangers_config_is_never_a_crash(
     (other / "config.json").write_text(json.dumps({**before, "model_type": "llama", **changes}))
     keys = {"tokenizer": {"source": "union"}} if has_vocabulary else {}
     value = stack((base, 0, 1), (other, 1, 2)) if is_stack else task(base, other)
-    report = check({**value, **keys})
+    try:
+        report = check({**value, **keys})
+    except ForgeError:
+        assert changes.keys() & {"quantization_config", "text_config"}
+        return
     assert (report.output_bytes > 0) == (not report.errors)
     json.dumps(report.as_json(), allow_nan=False)
 

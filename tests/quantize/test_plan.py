@@ -121,12 +121,15 @@ def test_a_tied_head_and_buffers_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [NF4, INT8, DOUBLE], ids=lambda row: row.format)
-def test_what_is_quantized_already_is_refused(
+def test_what_is_quantized_already_is_planned_like_any_model(
     llama: Path, tmp_path: Path, variant: Variant
 ) -> None:
     run_quantize(QuantizeRecipe("bnb", (variant,), ModelReference(str(llama))), tmp_path / "once")
-    with pytest.raises(IncompatibleError, match=r"quantized already .*full precision"):
-        plan_of(tmp_path / "once", NF4)
+    again, first = plan_of(tmp_path / "once", NF4), plan_of(llama, NF4)
+    tensors = [{tensor.name: tensor for tensor in plan.outputs[0].tensors}
+               for plan in (again, first)]  # fmt: skip
+    assert tensors[0] == tensors[1]
+    assert {linear.tensor for linear in again.linears} == {row.tensor for row in first.linears}
 
 
 def _mixtral(folder: Path, *, fused: bool) -> Path:

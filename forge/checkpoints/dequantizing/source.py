@@ -8,8 +8,11 @@ of the mapped files.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +21,8 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, IncompatibleError
+
+_NUMBERS: Final = re.compile(r"([0-9]+)")
 
 
 class DequantizingSource:
@@ -37,7 +42,7 @@ class DequantizingSource:
     ) -> None:
         self._stored = stored
         self._decoded = {tensor.name: tensor for tensor in decoded}
-        self._infos = _in_file_order(stored, self._decoded, plain)
+        self._infos = _in_order(stored, self._decoded, plain)
 
     @property
     def label(self) -> str:
@@ -45,7 +50,7 @@ class DequantizingSource:
         return self._stored.label
 
     def names(self) -> tuple[str, ...]:
-        """Return all tensor names: a decoded one where its first part lies."""
+        """Return all tensor names: file by file, and in a file by name."""
         return tuple(self._infos)
 
     def info(self, name: str) -> TensorInfo:
@@ -103,36 +108,39 @@ class DequantizingSource:
         self._stored.close()
 
 
-def _in_file_order(
+def _in_order(
     stored: TensorSource, decoded: Mapping[str, DecodedTensor], plain: Sequence[str]
 ) -> dict[str, TensorInfo]:
-    kept = frozenset(plain)
-    owner: dict[str, DecodedTensor] = {
-        part: tensor for tensor in decoded.values() for part in tensor.parts.values()
-    }
-    found: dict[str, TensorInfo] = {}
-    for name in stored.names():
-        tensor = owner.get(name)
-        if tensor is None:
-            if name not in kept:
-                continue
-            info = stored.info(name)
-        elif tensor.name in found:
-            continue
-        else:
-            info = _info_of(tensor, stored.info(name))
-        if info.name in found:
+    """Return all tensors: file by file, and by name in a file, numbers as numbers.
+
+    Files hold tensors by element size first, so the parts of a layer lie far apart, and the order
+    of any one of them would tear a decoder block to pieces.
+    """
+    infos = [
+        _info_of(tensor, stored.info(next(iter(tensor.parts.values()))))
+        for tensor in decoded.values()
+    ]
+    for name in plain:
+        if name in decoded:
             raise CheckpointError(
-                f"'{stored.label}' holds '{info.name}' twice, in full precision and quantized. "
-                "It is left over from another model; restore the original files."
+                f"'{stored.label}' holds '{name}' twice, in full precision and quantized. It is "
+                "left over from another model; restore the original files."
             )
-        found[info.name] = info
-    return found
+        infos.append(stored.info(name))
+    files = dict.fromkeys(stored.info(name).file for name in stored.names())
+    places = {file: number for number, file in enumerate(files)}
+    infos.sort(key=lambda info: (places[info.file], _natural(info.name)))
+    return {info.name: info for info in infos}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts layer 2 before layer 10."""
+    return [
+        (int(part), "") if part.isdecimal() and part.isascii() else (-1, part)
+        for part in _NUMBERS.split(name)
+    ]
 
 
 def _info_of(tensor: DecodedTensor, part: TensorInfo) -> TensorInfo:
-    numel = 1
-    for size in tensor.shape:
-        numel *= size
-    nbytes = numel * DTYPES[tensor.dtype].itemsize
+    nbytes = math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
     return TensorInfo(tensor.name, tensor.shape, tensor.dtype, part.file, part.offset, nbytes)

@@ -206,7 +206,10 @@ class StoredTensors:
             module: The layer.
             what: What is the matter, a sentence.
         """
-        return CheckpointError(f"'{self.label}', layer '{module}': {what}")
+        return CheckpointError(
+            f"'{self.label}', layer '{module}': {what} The checkpoint is damaged, or its "
+            "config.json belongs to another one."
+        )
 
     def left_over(self, title: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Sort what no layer took.

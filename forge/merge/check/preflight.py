@@ -16,7 +16,6 @@ from forge.architectures.names import architecture_of
 from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header import TensorInfo
-from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
 from forge.merge.alignment import AlignedSource
@@ -81,8 +80,7 @@ def check_merge(
         tensors = written_tensors(recipe, slices, subjects)
         check_same_models(recipe, slices, subjects, notes)
         misfits = check_configs(recipe, slices, subjects, notes)
-        if not notes.has("quantized"):
-            check_tensors(recipe, slices, subjects, tensors, notes, misfits=misfits)
+        check_tensors(recipe, slices, subjects, tensors, notes, misfits=misfits)
         speaking = vocabulary_models(recipe, slices)
         tokenizers = read_all_tokenizers(checkpoints, vocabulary, notes)
         if tokenizers is not None:
@@ -126,13 +124,6 @@ def _subjects(
     subjects: dict[ModelReference, Subject] = {}
     for model in recipe.references():
         checkpoint = checkpoints[model]
-        quantized = quantization_of(checkpoint.config, _infos(checkpoint.source))
-        if quantized is not None:
-            notes.error(
-                "quantized",
-                f"{model} is quantized ({quantized}): its tensors are codes, which cannot be "
-                "averaged. Merge the original model in bfloat16 and quantize the result.",
-            )
         try:
             architecture = architecture_of(
                 checkpoint.config, tensor_names=checkpoint.source.names()

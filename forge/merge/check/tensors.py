@@ -263,7 +263,7 @@ def _check_types(recipe: MergeRecipe, tensors: Sequence[WrittenTensor], notes: N
             f"{some(unlike)} hold whole numbers in one model and another type in another. Whole "
             "numbers cannot be merged; merge models of one architecture.",
         )
-    if unknown and not notes.has("quantized"):
+    if unknown:
         notes.error(
             "types",
             f"{some(unknown)} are stored in a type that forge does not compute with. Convert the "
