@@ -57,40 +57,6 @@ def _read(base: Path, adapter: Path) -> dict[str, np.ndarray]:
     return values
 
 
-# PEFT and transformers warn about each other's deprecations.
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("rank_stabilized", [False, True])
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_equals_peft(tmp_path: Path, model_type: str, rank_stabilized: bool) -> None:
-    import torch
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = tiny_checkpoint(
-        tmp_path / "base", model_type=model_type, dtype="F32", tie=model_type == "gpt2"
-    )
-    targets = ["q_proj", "down_proj", "embed_tokens"] if model_type == "llama" else ["c_attn"]
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=4, lora_alpha=10, target_modules=targets, use_rslora=rank_stabilized,
-        fan_in_fan_out=model_type == "gpt2", task_type="CAUSAL_LM",
-    )  # fmt: skip
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    loaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter"
-    )
-    merged = loaded.merge_and_unload().state_dict()
-    ours, before = _read(base, tmp_path / "adapter"), read_values(base)
-    changed = [name for name in ours if not np.array_equal(ours[name], before[name])]
-    assert len(changed) == (5 if model_type == "llama" else 2)
-    for name, values in ours.items():
-        assert np.allclose(values, merged[name].numpy(), rtol=1e-5, atol=1e-6), name
-
-
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 @pytest.mark.parametrize("adapter_dtype", ["BF16", "F32"])
 def test_is_the_formula_rounded_once(tmp_path: Path, dtype: str, adapter_dtype: str) -> None:
@@ -119,7 +85,7 @@ def test_blocks_of_rows_do_not_change_the_result(
 ) -> None:
     base, adapter = tiny_checkpoint(tmp_path / "base"), _adapter(tmp_path / "adapter")
     whole = _read(base, adapter)
-    monkeypatch.setattr("forge.checkpoints.lora._BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr("forge.checkpoints.lora.rows.BLOCK_ELEMENTS", 40)
     blocks = _read(base, adapter)
     assert all(np.array_equal(values, blocks[name]) for name, values in whole.items())
 
@@ -130,7 +96,11 @@ def test_files_include_the_adapter(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(reference)
     assert checkpoint.local_paths == (str(base), str(adapter))
     source = checkpoint.source
-    assert source.files() == (base / "model.safetensors", adapter / "adapter_model.safetensors")
+    assert source.files() == (
+        base / "model.safetensors",
+        adapter / "adapter_model.safetensors",
+        adapter / "adapter_config.json",
+    )
     assert source.label == str(reference)
     source.close()
 
@@ -138,13 +108,19 @@ def test_files_include_the_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"peft_type": "LOHA"}, "'LOHA'"), ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"bias": "all"}, "bias 'all'"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
-        ({"init_lora_weights": "pissa_niter_4"}, "pissa"), ({"lora_bias": True}, "lora_bias"),
+        *(
+            ({"peft_type": kind}, f"'{kind}'")
+            for kind in ("LOHA", "LOKR", "VERA", "OFT", "BOFT", "ADALORA", "LN_TUNING", "XLORA")
+        ),
+        ({"peft_type": None}, "None"),
+        ({"bias": "some"}, "bias 'some'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"init_lora_weights": "OLoRA"}, "OLoRA"),
+        ({"init_lora_weights": "loftq"}, "loftq"), ({"init_lora_weights": "lora_ga"}, "lora_ga"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"use_qalora": True}, "use_qalora"), ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"use_bdlora": {"x": 1}}, "use_bdlora"),
         ({"some_future_feature": 7}, "some_future_feature"),
     ],
 )  # fmt: skip
@@ -170,19 +146,33 @@ _Q = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (lambda: {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": np.ones((2, 16))},
+        (lambda: {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": np.ones((2, 16)),
+                  "base_model.model.model.layers.7.mlp.up_proj.lora_B.weight": np.ones((32, 2))},
          "'model.layers.7.mlp.up_proj.weight', which .* does not have.* Did you mean"),
         (lambda: {f"{_Q}.lora_A.weight": np.ones((2, 16))}, "only one of the two factors"),
         (lambda: {f"{_Q}.lora_A.weight": np.ones((2, 15)), f"{_Q}.lora_B.weight": np.ones((16, 2))},
          "does not fit"),
         (lambda: {f"{_Q}.lora_A.weight": np.ones((3, 16)), f"{_Q}.lora_B.weight": np.ones((16, 3))},
          "with r = 2"),
-        (lambda: {f"{_Q}.lora_magnitude_vector": np.ones(16)}, "not a factor of a LoRA"),
-        (lambda: {"lm_head.weight": np.ones((32, 16))}, "not a factor of a LoRA"),
-        (lambda: {"base_model.model.model.norm.lora_A.weight": np.ones((2, 16)),
-                  "base_model.model.model.norm.lora_B.weight": np.ones((16, 2))}, "matrices only"),
+        (lambda: {f"{_Q}.lora_magnitude_vector": np.ones(16)}, "nothing in adapter_config"),
         (lambda: {f"{_Q}.lora_A.weight": np.ones((2, 16)), f"{_Q}.lora_B.weight": np.ones((16, 2)),
-                  f"{_Q}.lora_embedding_A": np.ones((2, 16))}, "twice"),
+                  f"{_Q}.lora_magnitude_vector": np.ones(16)}, "nothing in adapter_config"),
+        (lambda: {f"{_Q}.lora_A.weight": np.ones((2, 16)), f"{_Q}.lora_B.weight": np.ones((16, 2)),
+                  f"{_Q}.lora_B.bias": np.ones(16)}, "no bias in"),
+        (lambda: {f"{_Q}.lora_Q.weight": np.ones((2, 16))}, "not a part of an adapter"),
+        (lambda: {f"{_Q}.lora_A.other.weight": np.ones((2, 16))}, "not a part of an adapter"),
+        (lambda: {"weight": np.ones(16)}, "not a part of an adapter"),
+        (lambda: {"lm_head.weight": np.ones((32, 17))}, "is \\[32, 16\\]"),
+        (lambda: {"lm_head.weight": np.ones((40, 16))}, "of one part alone.*32.*40"),
+        (lambda: {f"{_Q}.base_layer.weight": np.ones((8, 16))}, "is \\[16, 16\\]"),
+        (lambda: {f"{_Q}.base_layer.weight": np.ones((16, 16)), f"{_Q}.weight": np.ones((16, 16)),
+                  f"{_Q}.modules_to_save.weight": np.ones((16, 16))}, "twice"),
+        (lambda: {"model.new.weight": np.ones((3, 3))}, "'model.new.weight', which"),
+        (lambda: {"base_model.model.model.norm.lora_A.weight": np.ones((2, 16)),
+                  "base_model.model.model.norm.lora_B.weight": np.ones((16, 2))}, "of matrices and"),
+        (lambda: {f"{_Q}.lora_A.weight": np.ones((2, 16)), f"{_Q}.lora_B.weight": np.ones((16, 2)),
+                  f"{_Q}.lora_embedding_A": np.ones((2, 16)),
+                  f"{_Q}.lora_embedding_B": np.ones((16, 2))}, "twice"),
         (dict, "holds no tensors"),
     ],
 )  # fmt: skip
