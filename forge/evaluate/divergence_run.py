@@ -225,7 +225,9 @@ def _tokenize(checkpoint: Checkpoint, text: str) -> list[int]:
             "Running a model needs transformers. Install it with pip install 'forge[quantize]'."
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.root, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.tokenizer_root, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"'{checkpoint.source.label}' has no tokenizer that can be loaded. Copy tokenizer.json "

@@ -121,7 +121,7 @@ def local_subject(reference: str, settings: LocalSettings, *, label: str | None 
         backend=backend_for(checkpoint) + (TRUNCATING if settings.truncate else ""),
         dtype=dtype,
         is_chat=settings.chat,
-        chat=chat_of(checkpoint.root, label=reference) if settings.chat else None,
+        chat=chat_of(checkpoint.tokenizer_root, label=reference) if settings.chat else None,
         open=open_backend,
         check=check,
     )

@@ -46,7 +46,7 @@ def sidecars_of(
         tied=plan.tied if plan.tied != plan.architecture.is_tied(donor.config) else None,
         label=str(plan.donor),
     )
-    tokenizer = read_tokenizer_files(donor.root)
+    tokenizer = read_tokenizer_files(donor.tokenizer_root)
     if vocabulary is not None and vocabulary.tokenizer_files:
         tokenizer = dict(vocabulary.tokenizer_files)
     endings = endings_of(recipe, checkpoints, vocabulary)

@@ -53,7 +53,7 @@ def sidecars_of(
     config["quantization_config"] = dict(output.quantization_config)
     files = dict(config_file(config))
     files |= read_companions(checkpoint.root, (GENERATION_FILE, *PROCESSOR_FILES))
-    files |= read_tokenizer_files(checkpoint.root)
+    files |= read_tokenizer_files(checkpoint.tokenizer_root)
     public = public_recipe(recipe, output.variant, checkpoint)
     files[RECIPE_FILE] = dump_yaml(public).encode()
     if tokens_BT is not None:

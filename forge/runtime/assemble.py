@@ -68,6 +68,9 @@ def _build(
 ) -> tuple[PreTrainedModel, dict[str, QuantizedLinear]]:
     root = checkpoint.root
     config = transformers.AutoConfig.from_pretrained(root)
+    if checkpoint.reference.lora is not None:
+        # An adapter can change the number of tokens, and untie what was tied.
+        config = type(config).from_dict(dict(checkpoint.config))
     declared = getattr(config, "quantization_config", None)
     if declared is not None:
         del config.quantization_config
@@ -85,7 +88,7 @@ def _build(
         )
     _check_report(checkpoint, report)
     # lm-eval finds the tokenizer by it.
-    model.name_or_path = model.config.name_or_path = str(root)
+    model.name_or_path = model.config.name_or_path = str(checkpoint.tokenizer_root)
     if declared is not None:
         model.config.quantization_config = declared
     if model.can_generate() and (root / "generation_config.json").is_file():

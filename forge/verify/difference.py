@@ -277,5 +277,5 @@ def _layers(tensors: Sequence[TensorDifference]) -> tuple[LayerDifference, ...]:
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    files = read_tokenizer_files(checkpoint.root)
+    files = read_tokenizer_files(checkpoint.tokenizer_root)
     return {**files, **read_companions(checkpoint.root, (GENERATION_FILE,))}

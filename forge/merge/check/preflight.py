@@ -70,8 +70,12 @@ def check_merge(
         All findings. Nothing is raised for a mistake of the user.
     """
     notes = Notebook()
-    for message in (text for model in checkpoints.values() for text in model.notices):
-        notes.notice("source", message)
+    for model in checkpoints.values():
+        for message in model.notices:
+            if message in model.warnings:
+                notes.warning("adapter-base", message)
+            else:
+                notes.notice("source", message)
     subjects = _subjects(recipe, checkpoints, notes)
     note_parts(subjects, leader(recipe), notes)
     slices = _slices(recipe, subjects, notes)

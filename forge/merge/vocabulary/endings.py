@@ -190,7 +190,7 @@ class _Draft:
         """Take the recipe's chat template, and what ends a turn in it."""
         wish = self._recipe.chat_template or ""
         templates = {
-            model: template_of(read_tokenizer_files(self._checkpoints[model].root))
+            model: template_of(read_tokenizer_files(self._checkpoints[model].tokenizer_root))
             for model in self._recipe.references()
         }
         template = self._template = choose_template(wish, [*templates.values()])
@@ -285,7 +285,7 @@ class _Draft:
 
     def _tokenizer(self, model: ModelReference) -> Tokenizer | None:
         if model not in self._tokenizers:
-            self._tokenizers |= read_tokenizers({model: self._checkpoints[model].root})
+            self._tokenizers |= read_tokenizers({model: self._checkpoints[model].tokenizer_root})
         return self._tokenizers[model]
 
 

@@ -73,7 +73,7 @@ def check_tokenizer(checkpoint: Checkpoint, *, chat_template: bool) -> None:
         CheckpointError: It has no tokenizer.
         IncompatibleError: It has no chat template, and one is asked for.
     """
-    files = read_tokenizer_files(checkpoint.root)
+    files = read_tokenizer_files(checkpoint.tokenizer_root)
     if not any(name in files for name in _VOCABULARIES):
         raise CheckpointError(
             f"'{checkpoint.reference}' has no tokenizer, so text cannot become tokens. Copy its "
@@ -107,7 +107,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> ModelTokenizer:
         ) from error
     try:
         loaded = AutoTokenizer.from_pretrained(
-            str(checkpoint.root), local_files_only=True, trust_remote_code=False
+            str(checkpoint.tokenizer_root), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
