@@ -22,6 +22,8 @@ from forge.recipes.reference import ModelReference
 
 _FEW: Final = 0.01
 """Share of ids with another meaning up to which the merge is doubtful, and beyond which absurd."""
+_MOST: Final = 0.9
+"""Share of a model's tokens that a vocabulary must have to be one that the model knows."""
 _SHOWN: Final = 3
 
 
@@ -40,7 +42,7 @@ def read_all_tokenizers(
     Returns:
         The tokenizers, or ``None`` when a file is malformed.
     """
-    roots = {model: checkpoint.root for model, checkpoint in checkpoints.items()}
+    roots = {model: checkpoint.tokenizer_root for model, checkpoint in checkpoints.items()}
     try:
         return read_tokenizers(roots, known=None if vocabulary is None else vocabulary.tokenizers)
     except ForgeError as error:
@@ -74,7 +76,7 @@ def check_tokenizers(
     try:
         for model in named:
             known = tokenizers.get(model)
-            root = subjects[model].checkpoint.root
+            root = subjects[model].checkpoint.tokenizer_root
             templates[model] = template_of(
                 read_tokenizer_files(root) if known is None else known.files
             )
@@ -83,6 +85,7 @@ def check_tokenizers(
         notes.error("tokenizer-file", str(error))
     if recipe.tokenizer is None:
         _check_ids(lead, models[1:], tokenizers, notes)
+        _check_rows(subjects[lead], tokenizers[lead], notes)
     return tokenizer_table(
         [subjects[model].checkpoint for model in named],
         tokenizers,
@@ -124,7 +127,50 @@ def check_result_tokens(
     result = tokenizers[models[0]] if vocabulary is None else vocabulary.tokenizer
     if result is None:
         return {}
+    if vocabulary is not None:
+        _check_shares(vocabulary, models, tokenizers, notes)
     return check_round_trips(result, {model: tokenizers[model] for model in models}, notes)
+
+
+def _check_rows(lead: Subject, tokenizer: Tokenizer | None, notes: Notebook) -> None:
+    """Report tokens that the result would have no row for."""
+    rows = lead.vocab_rows
+    if tokenizer is None or rows is None:
+        return
+    beyond = [token for token, number in tokenizer.ids.items() if number >= rows]
+    if beyond:
+        notes.warning(
+            "tokenizer-rows",
+            f"The tokenizer of {lead.reference} has tokens beyond the {rows:,} rows of its "
+            f"embedding: {_some(beyond)}. A text with one of them makes loaders fail. Add "
+            "'tokenizer: {source: base}', which gives each token a row.",
+        )
+
+
+def _check_shares(
+    vocabulary: VocabularyPlan,
+    models: Sequence[ModelReference],
+    tokenizers: Mapping[ModelReference, Tokenizer | None],
+    notes: Notebook,
+) -> None:
+    """Report models that know most of the result's text by other tokens."""
+    for model in models:
+        own = tokenizers[model]
+        if own is None or not own.ids:
+            continue
+        share = sum(token in vocabulary.tokenizer.ids for token in own.ids) / len(own.ids)
+        if share < _MOST:
+            notes.warning(
+                "tokenizer",
+                f"Of the {len(own.ids):,} tokens of {model}, only {share:.0%} are in the "
+                "vocabulary of the result. Its layers were trained on other tokens than they will "
+                "get, so the result will hardly write sense. Merge models of one tokenizer.",
+            )
+
+
+def _some(tokens: Sequence[str]) -> str:
+    shown = ", ".join(repr(token) for token in tokens[:_SHOWN])
+    return shown + (f" and {len(tokens) - _SHOWN:,} more" if len(tokens) > _SHOWN else "")
 
 
 def _check_ids(
@@ -187,17 +233,14 @@ def _report_ids(
     ):
         if extra:
             names = theirs if owner == model else ours
-            shown = ", ".join(repr(names[number]) for number in extra[:_SHOWN])
-            more = f" and {len(extra) - _SHOWN:,} more" if len(extra) > _SHOWN else ""
+            shown = _some([names[number] for number in extra])
             outcome = (
                 "They are not in the tokenizer of the result; 'tokenizer: {source: union}' keeps "
                 "them."
                 if owner == model
                 else "They stay in the tokenizer of the result."
             )
-            notes.warning(
-                "tokenizer", f"Only the tokenizer of {owner} has {shown}{more}. {outcome}"
-            )
+            notes.warning("tokenizer", f"Only the tokenizer of {owner} has {shown}. {outcome}")
 
 
 def _check_templates(

@@ -83,7 +83,8 @@ def plan_vocabulary(
     if wish is None:
         return None
     names = dict.fromkeys([*_speaking_models(recipe), *wish.references()])
-    tokenizers = read_tokenizers({name: checkpoints[name].root for name in names}, known=known)
+    roots = {name: checkpoints[name].tokenizer_root for name in names}
+    tokenizers = read_tokenizers(roots, known=known)
     speakers = {name: speaker_of(checkpoints[name], tokenizers[name]) for name in names}
     lead = leader(recipe)
     chosen = lead if isinstance(wish.source, str) else wish.source
@@ -93,24 +94,26 @@ def plan_vocabulary(
     _add_listed(draft, wish, speakers)
     merged = {name: speakers[name] for name in _speaking_models(recipe)}
     num_rows = _num_rows(draft, wish, speakers, chosen)
+    forced = {draft.ids[entry.token] for entry in wish.tokens if entry.force}
+    rows: dict[ModelReference, RowMap] = {}
+    lacked = {draft.ids[entry.token] for entry in wish.tokens}
+    for name, speaker in merged.items():
+        own = own_rows(draft.ids, speaker, speakers[lead], num_rows=num_rows, forced=forced)
+        if own != tuple(range(speaker.rows)):
+            rows[name] = RowMap(own)
+            lacked.update(number for number, row in enumerate(own) if row < 0)
     fills = fill_rows(
         draft.ids,
+        lacked,
         base=None if recipe.base_model is None else speakers[recipe.base_model],
         lead=speakers[lead],
         merged=tuple(merged.values()),
         all_speakers=tuple(speakers.values()),
-        num_rows=num_rows,
     )
     _note_strays(draft, fills, listed={entry.token for entry in wish.tokens})
     for entry in wish.tokens:
         number = draft.ids[entry.token]
         fills[number] = listed_origins(entry, fills[number], speakers)
-    forced = {draft.ids[entry.token] for entry in wish.tokens if entry.force}
-    rows: dict[ModelReference, RowMap] = {}
-    for name, speaker in merged.items():
-        own = own_rows(draft.ids, speaker, speakers[lead], num_rows=num_rows, forced=forced)
-        if own != tuple(range(speaker.rows)):
-            rows[name] = RowMap(own)
     _note(draft, merged, rows, num_rows)
     files: Mapping[str, bytes] = {}
     tokenizer = speakers[chosen].tokenizer
@@ -214,7 +217,9 @@ def _note_strays(
 ) -> None:
     """Say which tokens no model has an embedding of; some tokenizers count beyond their model."""
     strays = [
-        token for token, number in draft.ids.items() if not fills[number] and token not in listed
+        token
+        for token, number in draft.ids.items()
+        if fills.get(number, True) == () and token not in listed
     ]
     if strays:
         shown = ", ".join(repr(token) for token in strays[:_SHOWN])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from forge.architectures.names import architecture_of
@@ -100,10 +100,13 @@ def own_rows(
         One number for each row of the result.
     """
     own = [-1] * num_rows
+    theirs, rows = speaker.tokenizer.ids, speaker.rows
     for token, number in ids.items():
-        row = speaker.row(token)
-        if row is not None and number not in forced:
+        row = theirs.get(token, rows)
+        if row < rows:
             own[number] = row
+    for number in forced:
+        own[number] = -1
     # A padding row is one in every model or none: half a task vector would be invented.
     for number in (speaker.padding & lead.padding) - set(ids.values()):
         if number < num_rows:
@@ -113,32 +116,33 @@ def own_rows(
 
 def fill_rows(
     ids: Mapping[str, int],
+    wanted: Collection[int],
     *,
     base: Speaker | None,
     lead: Speaker,
     merged: Sequence[Speaker],
     all_speakers: Sequence[Speaker],
-    num_rows: int,
 ) -> dict[int, tuple[RowOrigin, ...]]:
-    """Return where each row comes from in a model that lacks it, unless the recipe says more.
+    """Return where rows come from in a model that lacks them, unless the recipe says more.
 
     Args:
         ids: The result's tokens.
+        wanted: The rows that some model lacks.
         base: The base, whose row is preferred, or ``None``.
         lead: The model whose padding rows the result keeps.
         merged: The models that are merged.
         all_speakers: Those, and models that only lend tokens.
-        num_rows: Rows of the result.
 
     Returns:
         Origins by row; none means zeros, several mean their average.
     """
     padding = lead.padding
     fills: dict[int, tuple[RowOrigin, ...]] = {
-        number: (RowOrigin(lead.model, number),) if number in padding else ()
-        for number in range(num_rows)
+        number: (RowOrigin(lead.model, number),) if number in padding else () for number in wanted
     }
     for token, number in ids.items():
+        if number not in fills:
+            continue
         if base is not None and (row := base.row(token)) is not None:
             fills[number] = (RowOrigin(base.model, row),)
         else:

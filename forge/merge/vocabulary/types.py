@@ -37,8 +37,8 @@ class VocabularyPlan:
         tokenizer_files: Tokenizer files to write, by name; empty when those of the base (or the
             first model) stay.
         rows: How to rearrange the embeddings of those models that must be.
-        fills: For each output row, where it comes from in a model that lacks it: no origin is
-            zeros, several are their mean.
+        fills: For each output row that some model lacks, where it comes from in that model: no
+            origin is zeros, several are their mean.
         tokenizer_model: The model whose ids hold in the output, and with them its ids of special
             tokens.
         notices: What the user should know.

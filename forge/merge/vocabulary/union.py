@@ -78,7 +78,8 @@ def extend_tokenizer(
     attempts = [True] if pieces else [False, True]
     for is_rebuilt in attempts:
         document = _extended(tokenizer, new, ids, is_rebuilt=is_rebuilt)
-        content = b"" if document is None else dump_json(document)
+        # In one line: indented, the standard library's encoder is thirty times slower.
+        content = json.dumps(document, ensure_ascii=False).encode() if document else b""
         if document is not None and _has_ids(content, ids):
             break
     else:
