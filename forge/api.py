@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from forge.quantize.plan import QuantizePlan
     from forge.quantize.run import QuantizeResult
     from forge.recipes.merge_recipe import MergeRecipe
+    from forge.recipes.moe_types import MoeRecipe
     from forge.recipes.parameters import MethodRow
     from forge.recipes.quantize_recipe import QuantizeRecipe
     from forge.recipes.reference import ModelReference
@@ -51,11 +52,14 @@ __all__ = [
     "divergence",
     "evaluate",
     "inspect",
+    "is_moe",
     "lint",
+    "load_moe_recipe",
     "load_quantize_recipe",
     "load_recipe",
     "merge",
     "methods",
+    "moe",
     "newest_checkpoint",
     "plan",
     "plan_quantize",
@@ -113,11 +117,11 @@ def load_recipe(
     return recipe
 
 
-def check(config: str | Path | MergeRecipe, *, out: Path | None = None) -> CheckReport:
-    """Say what a merge would run into, reading headers and configurations only.
+def check(config: str | Path | MergeRecipe | MoeRecipe, *, out: Path | None = None) -> CheckReport:
+    """Say what a merge, or a mixture of experts, would run into, from headers and configurations.
 
     Args:
-        config: A recipe, or what ``load_recipe`` takes.
+        config: A recipe, or what ``load_recipe`` or ``load_moe_recipe`` takes.
         out: Where the result would go, to judge the space there.
 
     Returns:
@@ -129,12 +133,20 @@ def check(config: str | Path | MergeRecipe, *, out: Path | None = None) -> Check
         CheckpointError: A model cannot be found or read.
     """
     from forge.merge.check.preflight import check_merge
+    from forge.merge.moe.run import check_moe, open_moe
     from forge.merge.run import open_models
+    from forge.recipes.moe_types import MoeRecipe
 
-    recipe = _recipe(config)
-    checkpoints = open_models(recipe, weights=False)
+    if isinstance(config, (str, Path)):
+        config = load_moe_recipe(config) if is_moe(config) else load_recipe(config)
+    if isinstance(config, MoeRecipe):
+        checkpoints = open_moe(config, weights=False)
+    else:
+        checkpoints = open_models(config, weights=False)
     try:
-        return check_merge(recipe, checkpoints, out=out)
+        if isinstance(config, MoeRecipe):
+            return check_moe(config, checkpoints, out=out)[0]
+        return check_merge(config, checkpoints, out=out)
     finally:
         for checkpoint in checkpoints.values():
             checkpoint.source.close()
@@ -201,6 +213,84 @@ def merge(
     from forge.merge.run import run_merge
 
     return run_merge(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
+
+
+def load_moe_recipe(config: str | Path, *, max_shard_size: str | None = None) -> MoeRecipe:
+    """Find and load a recipe for a mixture of experts.
+
+    Args:
+        config: Path of a YAML file, or the name of one under ``merge_configs/``.
+        max_shard_size: Replaces the recipe's largest file, such as ``5GB``.
+
+    Returns:
+        The recipe with all defaults filled in.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is wrong; the message lists every problem.
+    """
+    from forge.recipes.merge_recipe import find_recipe
+    from forge.recipes.moe_recipe import load_moe_recipe as load
+
+    recipe = load(find_recipe(str(config)))
+    if max_shard_size is None:
+        return recipe
+    return dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
+
+
+def is_moe(config: str | Path) -> bool:
+    """Tell whether a recipe is one of ``moe`` and not of ``merge``.
+
+    Args:
+        config: Path of a YAML file, or the name of one under ``merge_configs/``.
+
+    Returns:
+        Whether it lists experts and names no merge method.
+
+    Raises:
+        RecipeError: There is no such recipe, or it is no YAML.
+    """
+    from forge.recipes.document import read_document
+    from forge.recipes.merge_recipe import find_recipe
+
+    value = read_document(find_recipe(str(config))).value
+    return isinstance(value, dict) and "experts" in value and "merge_method" not in value
+
+
+def moe(
+    config: str | Path | MoeRecipe,
+    out: Path,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Build a mixture of experts of dense models.
+
+    Args:
+        config: A recipe, or what ``load_moe_recipe`` takes.
+        out: The folder to make. It appears at once, when everything in it is complete.
+        threads: Worker threads; by default one for each core that this process may use.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        The folder, its manifest, and what it took.
+
+    Raises:
+        ForgeError: The input or the output is not as it should be. What existed is untouched, and
+            the same call resumes what it can.
+    """
+    from forge.merge.moe.run import run_moe
+    from forge.runtime.prompt_states import read_states
+
+    return run_moe(
+        _moe_recipe(config),
+        out,
+        read_states=read_states,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def load_quantize_recipe(
@@ -455,6 +545,10 @@ def reference(text: str) -> ModelReference:
 
 def _quantize_recipe(config: str | Path | QuantizeRecipe) -> QuantizeRecipe:
     return load_quantize_recipe(config) if isinstance(config, (str, Path)) else config
+
+
+def _moe_recipe(config: str | Path | MoeRecipe) -> MoeRecipe:
+    return load_moe_recipe(config) if isinstance(config, (str, Path)) else config
 
 
 def _recipe(config: str | Path | MergeRecipe) -> MergeRecipe:

@@ -7,7 +7,8 @@ import inspect
 from forge import api
 
 SURFACE = {
-    "check": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'CheckReport'",
+    "check": "(config: 'str | Path | MergeRecipe | MoeRecipe', *, out: 'Path | None' = None) "
+    "-> 'CheckReport'",
     "convert": "(model: 'str', to: 'str', out: 'Path', *, threads: 'int | None' = None, "
     "max_shard_size: 'str' = '5GB', overwrite: 'bool' = False, "
     "progress: 'Progress | None' = None) -> 'ConvertResult'",
@@ -24,7 +25,10 @@ SURFACE = {
     "ensembles: 'Sequence[Ensemble]' = (), labels: 'Mapping[str, str] | None' = None, "
     "progress: 'Progress | None' = None) -> 'EvaluationRun'",
     "inspect": "(folder: 'Path') -> 'Inspection'",
+    "is_moe": "(config: 'str | Path') -> 'bool'",
     "lint": "(path: 'Path') -> 'LintReport'",
+    "load_moe_recipe": "(config: 'str | Path', *, max_shard_size: 'str | None' = None) "
+    "-> 'MoeRecipe'",
     "load_quantize_recipe": "(config: 'str | Path | None' = None, *, options: "
     "'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
@@ -33,6 +37,8 @@ SURFACE = {
     "overwrite: 'bool' = False, seed: 'int | None' = None, progress: 'Progress | None' = None, "
     "engine: 'Engine' = 'forge') -> 'MergeResult'",
     "methods": "() -> 'Catalog[MethodRow]'",
+    "moe": "(config: 'str | Path | MoeRecipe', out: 'Path', *, threads: 'int | None' = None, "
+    "overwrite: 'bool' = False, progress: 'Progress | None' = None) -> 'MergeResult'",
     "newest_checkpoint": "(place: 'Path | None' = None) -> 'Path'",
     "plan": "(config: 'str | Path | MergeRecipe', *, out: 'Path | None' = None) -> 'MergePlan'",
     "plan_quantize": "(config: 'str | Path | QuantizeRecipe', *, out: 'Path | None' = None) "

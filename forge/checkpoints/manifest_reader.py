@@ -72,7 +72,7 @@ class Manifest:
 
     @property
     def kind(self) -> str:
-        """What made the checkpoint: ``merge``, ``quantize`` or ``convert``."""
+        """What made the checkpoint: ``merge``, ``moe``, ``quantize`` or ``convert``."""
         return str(self.content.get("kind", "merge"))
 
     def table(self, key: str) -> Mapping[str, object]:

@@ -30,6 +30,7 @@ from forge.core.errors import ForgeError
 
 _VERBS: Final = {
     "merge": "Merge checkpoints as a recipe says.",
+    "moe": "Build a mixture of experts of dense models.",
     "check": "Say what a merge would run into, from headers and configs alone.",
     "methods": "List the merge methods, or explain one.",
     "quantize": "Quantize a checkpoint, to one or several formats.",

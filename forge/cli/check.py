@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,10 @@ from forge import api
 from forge.cli import console
 from forge.cli.findings import report_text
 from forge.cli.options import debug_option, json_option
+
+if TYPE_CHECKING:
+    from forge.recipes.merge_recipe import MergeRecipe
+    from forge.recipes.moe_types import MoeRecipe
 
 
 @click.command("check")
@@ -34,10 +39,12 @@ def command(
 ) -> None:
     """Say what a merge would run into, from headers and configs alone.
 
-    CONFIG is a recipe: a path, or a name under merge_configs/. Models on the Hub are not
-    downloaded. Exits with 2 when the merge would fail, with 0 when there are only warnings.
+    CONFIG is a recipe of forge merge or forge moe: a path, or a name under merge_configs/. Models
+    on the Hub are not downloaded. Exits with 2 when the merge would fail, with 0 when there are
+    only warnings.
     """
-    recipe = api.load_recipe(config)
+    recipe: MergeRecipe | MoeRecipe
+    recipe = api.load_moe_recipe(config) if api.is_moe(config) else api.load_recipe(config)
     report = api.check(recipe, out=out)
     if as_json:
         console.result_json({"recipe": recipe.resolved(), **report.as_json()})

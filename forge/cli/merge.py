@@ -18,6 +18,7 @@ from forge.core.errors import IncompatibleError
 if TYPE_CHECKING:
     from forge.merge.run import MergeResult
     from forge.recipes.merge_recipe import MergeRecipe
+    from forge.recipes.moe_types import MoeRecipe
 
 _OUTPUTS: Final = Path("merges")
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
@@ -92,12 +93,14 @@ def command(
     finally:
         progress.close()
     if as_json:
-        console.result_json(_record(result))
+        console.result_json(merge_record(result))
     else:
-        console.result(_summary(result))
+        console.result(
+            merge_summary(result, f"'forge inspect {result.out}' shows how the models met; ")
+        )
 
 
-def default_name(recipe: MergeRecipe) -> str:
+def default_name(recipe: MergeRecipe | MoeRecipe) -> str:
     """Return the name of a recipe's output: its ``name``, or that of its file.
 
     Args:
@@ -125,7 +128,12 @@ def _show_plan(recipe: MergeRecipe, out: Path, *, as_json: bool) -> None:
         console.result(plan_text(recipe, report.plan, report, out, width=console.width()))
 
 
-def _record(result: MergeResult) -> dict[str, object]:
+def merge_record(result: MergeResult) -> dict[str, object]:
+    """Return what was made as plain JSON values.
+
+    Args:
+        result: The merge.
+    """
     manifest = result.manifest
     return {
         "out": str(result.out),
@@ -138,7 +146,13 @@ def _record(result: MergeResult) -> dict[str, object]:
     }
 
 
-def _summary(result: MergeResult) -> str:
+def merge_summary(result: MergeResult, advice: str = "") -> str:
+    """Return what was made for reading.
+
+    Args:
+        result: The merge.
+        advice: What to do next, before the advice to verify.
+    """
     files = result.manifest.get("files")
     sizes = [entry["bytes"] for entry in files.values()] if isinstance(files, dict) else []
     resumed = f", {result.resumed_tensors:,} of them resumed" if result.resumed_tensors else ""
@@ -147,7 +161,6 @@ def _summary(result: MergeResult) -> str:
             f"{result.out}",
             f"  {plural(result.num_tensors, 'tensor')}{resumed}, {size_text(sum(sizes))} in "
             f"{plural(len(sizes), 'file')}, {duration_text(result.seconds)}",
-            f"  'forge inspect {result.out}' shows how the models met; 'forge verify "
-            f"{result.out}' checks every byte.",
+            f"  {advice}'forge verify {result.out}' checks every byte.",
         ]
     )

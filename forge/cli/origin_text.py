@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from forge.cli.tables import count_text, plural, size_text, table
 from forge.merge.catalog import METHODS
@@ -19,7 +19,7 @@ def origin_text(manifest: Manifest, width: int | None) -> list[str]:
         manifest: What forge recorded.
         width: Columns of the terminal; ``None`` wraps nothing.
     """
-    lines = {"quantize": _quantization, "convert": _conversion}.get(manifest.kind, _merge)(manifest)
+    lines = _KINDS.get(manifest.kind, _merge)(manifest)
     lines.append(f"  content     {manifest.content_digest}")
     return ["\n".join(lines), _inputs(manifest, width)]
 
@@ -77,6 +77,25 @@ def _conversion(manifest: Manifest) -> list[str]:
         f"Converted from {conversion.get('from', '?')} to {conversion.get('to', '?')}, "
         f"forge {manifest.content.get('forge', '?')}"
     ]
+
+
+def _mixture(manifest: Manifest) -> list[str]:
+    content, recipe = manifest.content, manifest.table("recipe")
+    experts, shared = (
+        value if isinstance(value, list) else []
+        for value in (recipe.get("experts"), recipe.get("shared_experts"))
+    )
+    also = f" and {plural(len(shared), 'shared expert')}" if shared else ""
+    return [
+        f"Built as {content.get('architecture', '?')} of {plural(len(experts), 'expert')}{also}, "
+        f"forge {content.get('forge', '?')}",
+        f"  recipe      {content.get('recipe_file') or '(built in memory)'}",
+        f"  routers     gate_mode {recipe.get('gate_mode', '?')}, "
+        f"{recipe.get('experts_per_token', '?')} experts for each token",
+    ]
+
+
+_KINDS: Final = {"quantize": _quantization, "convert": _conversion, "moe": _mixture}
 
 
 def _inputs(manifest: Manifest, width: int | None) -> str:

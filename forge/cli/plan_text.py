@@ -39,7 +39,13 @@ class _Block:
 
 
 def plan_text(
-    recipe: MergeRecipe, plan: MergePlan, report: CheckReport, out: Path, *, width: int | None
+    recipe: MergeRecipe,
+    plan: MergePlan,
+    report: CheckReport,
+    out: Path,
+    *,
+    width: int | None,
+    title: str | None = None,
 ) -> str:
     """Return a plan for reading.
 
@@ -49,6 +55,7 @@ def plan_text(
         report: What the check that made the plan found.
         out: Where the result would go.
         width: Columns of the terminal; ``None`` wraps nothing.
+        title: What is done, where it is not the recipe's methods.
 
     Returns:
         Several lines: sizes, models, a table of runs of layers with their parameters, the files.
@@ -58,7 +65,7 @@ def plan_text(
     constants = _constants(plan.jobs)
     moved = plan.input_bytes + plan.output_bytes
     lines = [
-        f"{' + '.join(row.name for row in recipe.methods)} → {out}",
+        f"{title or ' + '.join(row.name for row in recipe.methods)} → {out}",
         f"  {plan.architecture.name}, {plural(len(plan.layers), 'layer')}, "
         f"{plural(len(plan.jobs), 'tensor')}, {count_text(plan.num_parameters)} parameters, "
         f"{plan.dtype or 'each tensor in the dtype of its inputs'}",

@@ -125,11 +125,11 @@ def run_merge(
     started = time.monotonic()
     progress = progress or Silence()
     progress.stage("checking")
-    existing = _existing(out, recipe)
+    existing = existing_output(out, recipe.resolved())
     if overwrite or existing is None:
         # Before a model is opened, because opening may mean to download it.
         check_replaceable(out, overwrite=overwrite)
-    folder = _parent_of(out)
+    folder = parent_of(out)
     prepared = prepare(recipe, out)
     for notice in prepared.notices:
         progress.notice(notice)
@@ -137,8 +137,12 @@ def run_merge(
     sources = dict(_sources_of(prepared, folder))
     try:
         plan = prepared.plan
-        fingerprint = _fingerprint(recipe, sources)
-        if not overwrite and existing is not None and _is_made_of(existing, prepared, progress):
+        fingerprint = fingerprint_of(recipe.resolved(), sources)
+        if (
+            not overwrite
+            and existing is not None
+            and is_made_of(existing, prepared.checkpoints, progress)
+        ):
             progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")
             num = len(plan.jobs)
             return MergeResult(out, existing, time.monotonic() - started, num, num)
@@ -187,15 +191,22 @@ def _sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, Ten
     return {**own, **remap(prepared.checkpoints, prepared.vocabulary, folder)}
 
 
-def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSource]) -> str:
-    """Identify a merge for resuming: what is merged, from which files, by which arithmetic."""
+def fingerprint_of(
+    resolved: Mapping[str, object], sources: Mapping[ModelReference, TensorSource]
+) -> str:
+    """Identify a merge for resuming: what is merged, from which files, by which arithmetic.
+
+    Args:
+        resolved: The recipe as plain values.
+        sources: Tensors of every model.
+    """
     files = []
     for model, source in sorted(sources.items(), key=lambda item: str(item[0])):
         for file in source.files():
             status = file.stat()
             files.append([str(model), file.name, status.st_size, status.st_mtime_ns, status.st_ino])
     content = {
-        "recipe": recipe.resolved(),
+        "recipe": resolved,
         "files": files,
         "forge": __version__,
         "kernels": native.fingerprint(),
@@ -203,34 +214,55 @@ def _fingerprint(recipe: MergeRecipe, sources: Mapping[ModelReference, TensorSou
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _existing(out: Path, recipe: MergeRecipe) -> Mapping[str, Any] | None:
-    """Return the manifest of an output of this recipe, by this version, with nothing missing."""
+def existing_output(out: Path, resolved: Mapping[str, object]) -> Mapping[str, Any] | None:
+    """Return the manifest of an output of a recipe, by this version, with nothing missing.
+
+    Args:
+        out: The folder.
+        resolved: The recipe as plain values.
+    """
     try:
         manifest = json.loads((out / MANIFEST_FILE).read_bytes())
         files = manifest["files"]
         is_whole = all((out / name).stat().st_size == files[name]["bytes"] for name in files)
         same_engine = manifest["engine"] == engine_entry() and manifest["forge"] == __version__
-        same_recipe = manifest["recipe"] == json.loads(json.dumps(recipe.resolved()))
+        same_recipe = manifest["recipe"] == json.loads(json.dumps(resolved))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if is_whole and same_engine and same_recipe else None
 
 
-def _is_made_of(manifest: Mapping[str, Any], prepared: Prepared, progress: Progress) -> bool:
+def is_made_of(
+    manifest: Mapping[str, Any],
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    progress: Progress,
+) -> bool:
     """Tell by their hashes whether an output was made of the input files as they are now.
 
     Times would not do: a folder that another one replaced may be older than the output.
+
+    Args:
+        manifest: The output's.
+        checkpoints: The models, in the order of its inputs.
+        progress: Hears that files are hashed.
     """
     progress.stage("hashing")
-    for entry, checkpoint in zip(manifest["inputs"], prepared.checkpoints.values(), strict=True):
+    for entry, checkpoint in zip(manifest["inputs"], checkpoints.values(), strict=True):
         records = record_files(checkpoint.source.files())
         if entry["files"] != [{"name": record.name, **record.as_json()} for record in records]:
             return False
     return True
 
 
-def _parent_of(out: Path) -> Path:
-    """Return the folder in which the output will be; it need not exist yet."""
+def parent_of(out: Path) -> Path:
+    """Return the folder in which an output will be; it need not exist yet.
+
+    Args:
+        out: The output.
+
+    Raises:
+        OutputError: It is a link that leads nowhere.
+    """
     try:
         return out.resolve().parent
     except (OSError, RuntimeError) as error:

@@ -48,6 +48,7 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
     hints = {
         row.name: "Write it under 'parameters'." for method in methods for row in method.parameters
     }
+    hints |= dict.fromkeys(("experts", "gate_mode"), "Recipes with experts are for 'forge moe'.")
     shape = fit(RecipeShape, value, (), findings, hints=hints)
     if not isinstance(value, dict):
         raise RecipeError(findings.problems)

@@ -130,6 +130,8 @@ def _commands(
     conversion = manifest.get("conversion")
     if manifest.get("kind") == "merge" and recipe is not None:
         return (f"forge merge {recipe} --out {out}", f"forge verify {out}")
+    if manifest.get("kind") == "moe" and recipe is not None:
+        return (f"forge moe {recipe} --out {out}", f"forge verify {out}")
     if manifest.get("kind") == "quantize" and recipe is not None and source is not None:
         return (f"forge quantize {source} --config {recipe} --out {out}", f"forge verify {out}")
     if manifest.get("kind") == "convert" and isinstance(conversion, Mapping) and source is not None:

@@ -22,7 +22,7 @@ def _fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VERBS = [
-    "", "merge", "check", "methods", "quantize", "convert", "generate", "profile",
+    "", "merge", "moe", "check", "methods", "quantize", "convert", "generate", "profile",
     "eval", "divergence", "report", "lint", "results", "inspect", "verify", "diff",
 ]  # fmt: skip
 

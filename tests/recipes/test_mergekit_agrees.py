@@ -49,7 +49,8 @@ def test_mergekit_agrees() -> None:
         settings.append([{"filter": "mlp", "value": first}, {"filter": "*", "value": second}])
         settings.append([{"filter": "self_attn", "value": second}, {"filter": "q_", "value": 1}])
     questions = [(name, t) for name in TENSORS for t in (0, 0.1, 1 / 3, 0.5, 0.77, 31 / 32, 1)]
-    recipes = [load_document(path).value for path in sorted(FOLDER.glob("*.yaml"))]
+    merges = sorted(set(FOLDER.glob("*.yaml")) - set(FOLDER.glob("*_moe.yaml")))
+    recipes = [load_document(path).value for path in merges]
     shared = [
         {key: value for key, value in recipe.items() if key not in OWN_KEYS}
         for recipe in recipes

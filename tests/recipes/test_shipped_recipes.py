@@ -9,12 +9,14 @@ import pytest
 from forge.core.dtypes import BY_TORCH_NAME
 from forge.merge.catalog import METHODS
 from forge.recipes.merge_recipe import load_merge_recipe, parse_merge_recipe
+from forge.recipes.moe_recipe import load_moe_recipe, parse_moe_recipe
 from forge.recipes.reference import ModelReference
 
 FOLDER = Path(__file__).resolve().parents[2] / "merge_configs"
 INSTRUCT = ModelReference("mistralai/Mistral-7B-Instruct-v0.1")
 BIOMISTRAL = ModelReference("BioMistral/BioMistral-7B")
-SHIPPED = sorted(FOLDER.glob("*.y*ml"))
+MIXTURES = sorted(FOLDER.glob("*_moe.yaml"))
+SHIPPED = sorted(set(FOLDER.glob("*.y*ml")) - set(MIXTURES))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -25,6 +27,24 @@ def test_loads_without_a_notice_and_round_trips(path: Path) -> None:
     assert parse_merge_recipe(recipe.resolved(), METHODS) == recipe
     head = path.read_text().splitlines()[:2]
     assert all(line.startswith("# ") for line in head)
+
+
+@pytest.mark.parametrize("path", MIXTURES, ids=lambda path: path.stem)
+def test_mixtures_load_without_a_notice_and_round_trip(path: Path) -> None:
+    recipe = load_moe_recipe(path)
+    assert recipe.notices == ()
+    assert recipe.dtype in BY_TORCH_NAME
+    assert parse_moe_recipe(recipe.resolved()) == recipe
+    head = path.read_text().splitlines()[:2]
+    assert all(line.startswith("# ") for line in head)
+
+
+def test_the_mixture_of_biomistral() -> None:
+    (path,) = MIXTURES
+    recipe = load_moe_recipe(path)
+    assert (recipe.base_model, recipe.gate_mode) == (INSTRUCT, "hidden")
+    assert [entry.source_model for entry in recipe.experts] == [BIOMISTRAL, INSTRUCT]
+    assert all(len(entry.positive_prompts) >= 4 for entry in recipe.experts)
 
 
 @pytest.mark.parametrize(
