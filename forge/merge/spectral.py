@@ -27,6 +27,9 @@ from forge.merge.contract import MethodCall, TensorStatistics
 SAME_DIRECTION = 1e-10
 """Eigenvalue of a Gram matrix of unit vectors below which they count as dependent: 1e-5 radians."""
 
+ROWS = 1024
+"""Least length of a run along the long side: shorter products are bound by their r×r result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
@@ -88,7 +91,7 @@ class TaskMatrices:
         rows, columns = operands.shape
         self.is_wide = rows < columns
         self.rank, self._length = min(rows, columns), max(rows, columns)
-        self._step = max(1, CHUNK // self.rank)
+        self._step = max(ROWS, CHUNK // self.rank)
 
     @property
     def count(self) -> int:
