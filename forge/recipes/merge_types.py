@@ -166,10 +166,11 @@ class MergeRecipe:
     def _whole(self, num_layers: Mapping[ModelReference, int]) -> OutputSlice:
         counts = {model: num_layers[model] for model in self.references()}
         if len(set(counts.values())) > 1:
-            listing = ", ".join(f"{model} has {count} layers" for model, count in counts.items())
+            (first, number), *rest = counts.items()
+            unlike = " and ".join(f"{model} has {n}" for model, n in rest if n != number)
             raise IncompatibleError(
-                f"{listing}: merge models with the same number of layers, or choose layers with "
-                "'slices'."
+                f"{first} has {number} layers but {unlike}: merge models with the same number of "
+                "layers, or choose layers with 'slices'."
             )
         sources = tuple(OutputSource(model, 0, count) for model, count in counts.items())
         return OutputSlice(0, sources, self.base_model, self.method)

@@ -158,7 +158,7 @@ def test_whole_models_are_one_slice_with_the_base_added(tmp_path: Path) -> None:
     assert [(s.model, s.start, s.end) for s in part.sources] == [(MED, 0, 4), (BASE, 0, 4)]
     assert (part.index, part.base_model, part.num_layers) == (0, BASE, 4)
     with pytest.raises(
-        IncompatibleError, match=r"^org/med has 4 layers, org/base has 5 layers: [^.]*\.$"
+        IncompatibleError, match=r"^org/med has 4 layers but org/base has 5: [^.]*\.$"
     ):
         recipe.effective_slices({BASE: 5, MED: 4})
 

@@ -89,6 +89,9 @@ def check_merge(
         tokenizers = read_all_tokenizers(checkpoints, vocabulary, notes)
         if tokenizers is not None:
             table = check_tokenizers(recipe, speaking, subjects, tokenizers, notes)
+        if misfits or notes.has("vocabulary-size"):
+            # Ids that mean different tokens are a consequence; one sentence tells the cause.
+            notes.withdraw("tokenizer")
         check_special_ids(recipe, speaking, checkpoints, notes)
         check_filters(recipe, tensors, notes)
     if recipe.tokenizer is not None and vocabulary is None and not notes.has_errors:

@@ -160,6 +160,15 @@ class Notebook:
         """Add a notice."""
         self._findings[Finding("notice", code, message)] = None
 
+    def withdraw(self, code: str) -> None:
+        """Take back errors of a code, because another one tells the cause."""
+        told = {
+            finding: None
+            for finding in self._findings
+            if (finding.level, finding.code) != ("error", code)
+        }
+        self._findings = told
+
     @property
     def has_errors(self) -> bool:
         """Whether an error was added."""
