@@ -165,7 +165,7 @@ class _Draft:
                 say = self._warnings if lost else self._notices
                 say.append(
                     f"{key} in config.json of {lead} is {value}"
-                    f"{f' ({lost})' if lost else ''}, {outcome}."
+                    f"{f' ({lost!r})' if lost else ''}, {outcome}."
                 )
         self._config_ids |= {key: theirs[key] for key in SPECIAL_IDS if key in theirs}
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from forge.checkpoints.chat_templates import dump_json
 from forge.checkpoints.folder import parse_json_object
-from forge.core.errors import IncompatibleError
+from forge.core.errors import CheckpointError, IncompatibleError
 from forge.merge.vocabulary.fast_form import with_document
 from forge.merge.vocabulary.library import load_library
 from forge.merge.vocabulary.tokens import (
@@ -29,11 +29,13 @@ from forge.merge.vocabulary.tokens import (
 
 _OF_OLD_PIECES: Final = frozenset(
     {
-        "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
-        "merges.txt", ADDED_TOKENS,
+        "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model",
+        "vocab.json", "vocab.txt", "merges.txt", ADDED_TOKENS,
     }
 )  # fmt: skip
 """Other forms of the vocabulary, which would contradict one with new pieces."""
+_OF_ALL_TOKENS: Final = ("tekken.json", "tokenizer.model.v")
+"""Beginnings of names of forms that list added tokens, too, and contradict any that are new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,13 @@ def extend_tokenizer(
     files = {
         name: content
         for name, content in tokenizer.files.items()
-        if not (pieces and name in _OF_OLD_PIECES)
+        if not (pieces and name in _OF_OLD_PIECES) and not name.startswith(_OF_ALL_TOKENS)
     }
     files[TOKENIZER_JSON] = content
     added = [item for item in new if item.added]
     return replace(
         tokenizer,
-        files=_with_companions(files, added),
+        files=_with_companions(files, tokenizer, added),
         ids=ids,
         document=document,
         entries={**tokenizer.entries, **{item.token: item.added for item in added}},
@@ -159,7 +161,7 @@ def _unigram(vocab: object, new: Sequence[NewToken], ids: Mapping[str, int]) -> 
     for origin in _origins(new):
         entries = origin.model().get("vocab")
         for entry in entries if isinstance(entries, list) else []:
-            scores.setdefault(entry[0], entry[1])
+            scores.setdefault(entry[0], entry[1] if len(entry) > 1 else 0.0)
     by_id = {number: token for token, number in ids.items()}
     for number in range(len(pieces), max(by_id) + 1):
         if number not in by_id:
@@ -183,7 +185,10 @@ def _merges(tokenizer: Tokenizer, new: Sequence[NewToken]) -> list[object]:
 def _pairs(tokenizer: Tokenizer) -> Iterator[tuple[str, ...]]:
     merges = tokenizer.model().get("merges")
     for merge in merges if isinstance(merges, list) else []:
-        yield tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        pair = tuple(merge.split(" ")) if isinstance(merge, str) else merge
+        if not isinstance(pair, tuple | list) or not all(isinstance(part, str) for part in pair):
+            raise CheckpointError(f"{TOKENIZER_JSON} has the malformed merge {str(merge)[:60]}.")
+        yield tuple(pair)
 
 
 def _origins(new: Sequence[NewToken]) -> list[Tokenizer]:
@@ -199,16 +204,28 @@ def _has_ids(document: bytes, ids: Mapping[str, int]) -> bool:
     return library.get_vocab(with_added_tokens=True) == dict(ids)
 
 
-def _with_companions(files: dict[str, bytes], added: Sequence[NewToken]) -> dict[str, bytes]:
-    """Tell the files beside ``tokenizer.json`` of added tokens, where they list such tokens."""
-    if TOKENIZER_CONFIG in files:
-        config = dict(parse_json_object(files[TOKENIZER_CONFIG], Path(TOKENIZER_CONFIG)))
-        decoder = config.get("added_tokens_decoder")
-        if isinstance(decoder, dict):
-            more = {str(item.id): {"content": item.token, **flags_of(item.added)} for item in added}
-            config["added_tokens_decoder"] = {**decoder, **more}
-            files[TOKENIZER_CONFIG] = dump_json(config)
+def _with_companions(
+    files: dict[str, bytes], tokenizer: Tokenizer, added: Sequence[NewToken]
+) -> dict[str, bytes]:
+    """Tell the files beside ``tokenizer.json`` of added tokens.
+
+    They are written where such tokens are listed already, and also where an older form of the
+    vocabulary is kept: who reads that form finds added tokens in ``tokenizer_config.json`` alone.
+    """
+    if not added:
+        return files
+    path = Path(TOKENIZER_CONFIG)
+    config = dict(parse_json_object(files.get(TOKENIZER_CONFIG, b"{}"), path))
+    decoder = config.get("added_tokens_decoder")
+    if not isinstance(decoder, dict) and not _OF_OLD_PIECES.isdisjoint(files):
+        decoder = {
+            str(tokenizer.ids[token]): {"content": token, **flags_of(entry)}
+            for token, entry in tokenizer.added().items()
+        }
+    if isinstance(decoder, dict):
+        more = {str(item.id): {"content": item.token, **flags_of(item.added)} for item in added}
+        files[TOKENIZER_CONFIG] = dump_json({**config, "added_tokens_decoder": {**decoder, **more}})
     if ADDED_TOKENS in files:
-        listed = json.loads(files[ADDED_TOKENS])
+        listed = parse_json_object(files[ADDED_TOKENS], Path(ADDED_TOKENS))
         files[ADDED_TOKENS] = dump_json({**listed, **{item.token: item.id for item in added}})
     return files
