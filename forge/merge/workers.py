@@ -7,13 +7,12 @@ storage is read forwards.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +21,15 @@ from forge.checkpoints.progress import Progress
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.dtypes import DTYPES
-from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.kernels import blas
-from forge.kernels.operands import CHUNK, Operands, Workspace
+from forge.kernels.operands import Workspace
 from forge.kernels.pages import populate
-from forge.merge.contract import MethodCall, TensorStatistics
-from forge.merge.plan import CARRIED, IDENTICAL, MergeJob, MergePlan
+from forge.merge.compute import UNLIKE, compute
+from forge.merge.plan import CARRIED, MergeJob, MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
-from forge.recipes.settings import layer_position
 
 log = logging.getLogger(__name__)
-UNLIKE: Final = "num_unlike"
-"""Of a tensor that is carried over, in how many other models it is not the same."""
 
 
 class _StoppedError(Exception):
@@ -91,9 +86,7 @@ class Workers:
     def input_records(self, num_threads: int) -> dict[Path, FileRecord]:
         """Return the records of all input files, reading only what no job has read."""
         with ThreadPoolExecutor(num_threads, thread_name_prefix="forge-hash") as pool:
-            records = pool.map(
-                lambda item: record_file(item[0], known=item[1]), self._read.items()
-            )
+            records = pool.map(lambda item: record_file(item[0], known=item[1]), self._read.items())
             return dict(zip(self._read, records, strict=True))
 
     def unlike_notices(self) -> tuple[str, ...]:
@@ -131,63 +124,23 @@ class Workers:
             self._progress.advance(data.nbytes)
 
         views = [item.view for item in inputs]
-        if job.method == IDENTICAL:
-            statistics = self._copy(job, views, emit)
-        elif job.method == CARRIED:
-            statistics = self._carry(views, emit)
-        else:
-            statistics = self._merge(job, views, emit)
+        workspace = getattr(self._local, "workspace", None)
+        if workspace is None:
+            workspace = self._local.workspace = Workspace()
+        statistics = compute(
+            job,
+            views,
+            [item.info.dtype for item in inputs],
+            emit,
+            num_layers=len(self._plan.layers),
+            allow_nonfinite=self._recipe.allow_nonfinite,
+            workspace=workspace,
+        )
         record = {"method": job.method, **statistics.as_json()}
         self._sink.finish(job.output, digest=digest.hexdigest(), statistics=record)
         for item in inputs:
             if item.is_whole:
                 self._read[item.info.file][item.info.name] = item.digest.hexdigest()
-
-    def _merge(self, job: MergeJob, views: Sequence[memoryview], emit: Any) -> TensorStatistics:
-        workspace = getattr(self._local, "workspace", None)
-        if workspace is None:
-            workspace = self._local.workspace = Workspace()
-        operands = Operands(
-            inputs=tuple(views),
-            dtypes=tuple(self._sources[item.model].info(item.name).dtype for item in job.inputs),
-            has_base=job.has_base,
-            shape=job.shape,
-            out_dtype=job.dtype,
-            emit=emit,
-            workspace=workspace,
-        )
-        call = MethodCall(
-            job.values,
-            job.models,
-            job.streams,
-            None if job.layer is None else layer_position(job.layer, len(self._plan.layers)),
-        )
-        try:
-            statistics: TensorStatistics = _method(job.method).merge(operands, call)
-        except IncompatibleError as error:
-            raise IncompatibleError(f"'{job.output}': {error}") from error
-        if not self._recipe.allow_nonfinite:
-            _refuse_nonfinite(job, statistics)
-        return statistics
-
-    @staticmethod
-    def _copy(job: MergeJob, views: Sequence[memoryview], emit: Any) -> TensorStatistics:
-        for item, view in zip(job.inputs, views, strict=True):
-            if view != views[0]:
-                raise IncompatibleError(
-                    f"'{item.name}' holds whole numbers that differ between '{item.model}' and "
-                    f"'{job.inputs[0].model}', and whole numbers cannot be merged."
-                )
-        return Workers._carry(views, emit)
-
-    @staticmethod
-    def _carry(views: Sequence[memoryview], emit: Any) -> TensorStatistics:
-        """Copy the first tensor, and count the others that differ from it."""
-        num_unlike = sum(view != views[0] for view in views[1:])
-        for offset in range(0, views[0].nbytes, CHUNK):
-            emit(offset, views[0][offset : offset + CHUNK])
-        notes = {UNLIKE: float(num_unlike)} if num_unlike else {}
-        return TensorStatistics((False,) * len(views), bad_output=False, notes=notes)
 
 
 class _Input:
@@ -234,22 +187,3 @@ def _drain(pool: ThreadPoolExecutor, task: Any, jobs: Sequence[MergeJob], width:
         finished, flying = wait(flying, return_when=FIRST_COMPLETED)
         for future in finished:
             future.result()
-
-
-def _refuse_nonfinite(job: MergeJob, statistics: TensorStatistics) -> None:
-    for item, is_bad in zip(job.inputs, statistics.bad_inputs, strict=True):
-        if is_bad:
-            raise NonFiniteError(
-                f"'{item.name}' of '{item.model}' holds a NaN or an infinity. Repair or replace "
-                "that checkpoint; 'allow_nonfinite: true' merges it nevertheless."
-            )
-    if statistics.bad_output:
-        raise NonFiniteError(
-            f"The merged '{job.output}' holds a NaN or an infinity in {job.dtype}, though its "
-            "inputs are finite: the result overflows. Write bfloat16 or float32 ('out_dtype'), or "
-            "lower the weights."
-        )
-
-
-def _method(name: str) -> Any:
-    return importlib.import_module(f"forge.merge.methods.{name}")
