@@ -260,8 +260,8 @@ def _check_covered(
         if len(shape) == 3:
             raise IncompatibleError(
                 f"'{prefix}{name}' is {list(shape)}: experts fused into one tensor, which would "
-                "stay unquantized. Save the model with one tensor an expert (save_pretrained of "
-                "transformers 5 does for the families it knows) and quantize that."
+                "stay unquantized. Where the family has a form with one tensor an expert, save the "
+                "model in that form (save_pretrained of transformers 5 does) and quantize it."
             )
         raise IncompatibleError(
             f"'{prefix}{name}' {list(shape)} is not in forge's row of {family} blocks, so what "

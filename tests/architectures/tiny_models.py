@@ -65,6 +65,19 @@ _LATENT: dict[str, object] = {
     "topk_group": 1,
 }
 
+# Experts in one tensor a layer: merged like any other, and refused by quantization.
+FUSED_EXPERTS: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt_oss": (
+        "gpt_oss",
+        _LLAMA
+        | {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {
+                "rope_type": "default", "rope_theta": 150000.0,
+            },
+        },
+    ),
+}  # fmt: skip
+
 # What is tried: a name, the family, and what its config says beside the sizes.
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", _LLAMA),
@@ -198,14 +211,15 @@ WITH_VISION: dict[
 
 
 def tiny_config(case: str, sizes: Mapping[str, object] | None = None) -> PreTrainedConfig:
-    """Return the configuration of a model of ``CASES`` or ``WITH_VISION``.
+    """Return the configuration of a model of the tables above.
 
     Args:
         case: Its name there.
         sizes: What the language model's configuration says otherwise.
     """
-    if case in CASES:
-        family, settings = CASES[case]
+    plain = CASES | FUSED_EXPERTS
+    if case in plain:
+        family, settings = plain[case]
         return CONFIG_MAPPING[family](**_COMMON | settings | dict(sizes or {}))
     family, text, eye, rest = WITH_VISION[case]
     text = _COMMON | text | dict(sizes or {})
@@ -218,12 +232,12 @@ def tiny_model(
     """Build a model with random weights, norms and biases included.
 
     Args:
-        case: One of ``CASES`` or ``WITH_VISION``.
+        case: A name in one of the tables above.
         seed: Of the weights.
         sizes: What the language model's configuration says otherwise.
     """
     torch.manual_seed(seed)
-    kind = AutoModelForCausalLM if case in CASES else AutoModelForImageTextToText
+    kind = AutoModelForImageTextToText if case in WITH_VISION else AutoModelForCausalLM
     model = kind.from_config(tiny_config(case, sizes), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
