@@ -18,7 +18,7 @@ from forge.architectures.experts import (
 )
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.quantized import quantization_of
+from forge.checkpoints.companions import read_tokenizer_files
 from forge.core.dtypes import DTYPES
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook, some
@@ -28,6 +28,7 @@ from forge.recipes.reference import ModelReference
 
 _MOST_LAYERS: Final = 10_000
 """Beyond it a number of layers is a stranger's invention, and must not size a loop."""
+_VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ def check_models(
     """
     for checkpoint in checkpoints.values():
         for text in checkpoint.notices:
-            notes.notice("source", text)
+            if text in checkpoint.warnings:
+                notes.warning("adapter-base", text)
+            else:
+                notes.notice("source", text)
     family = _family(recipe, checkpoints[recipe.base_model], notes)
     if family is None:
         return None
@@ -82,6 +86,7 @@ def check_models(
     }
     expert_size = sizes[recipe.experts[0].source_model]
     _check_one_size(recipe.experts, sizes, notes)
+    _check_tokenizer(recipe, checkpoints[recipe.base_model], notes)
     _note_routers(recipe, family, notes)
     if notes.has_errors or hidden_size is None or expert_size is None:
         return None
@@ -126,15 +131,6 @@ def _subjects(
     subjects: dict[ModelReference, Subject] = {}
     for model in recipe.references():
         checkpoint = checkpoints[model]
-        source = checkpoint.source
-        quantized = quantization_of(checkpoint.config, (source.info(n) for n in source.names()))
-        if quantized is not None:
-            notes.error(
-                "quantized",
-                f"{model} is quantized ({quantized}): its tensors are codes, which a mixture in "
-                "full precision cannot hold. Build it of the original model.",
-            )
-            continue
         kind = checkpoint.config.get("model_type")
         if kind not in family.dense:
             notes.error(
@@ -144,7 +140,9 @@ def _subjects(
             )
             continue
         try:
-            architecture = architecture_of(checkpoint.config, tensor_names=source.names())
+            architecture = architecture_of(
+                checkpoint.config, tensor_names=checkpoint.source.names()
+            )
             num_layers = architecture.num_layers(checkpoint.config)
         except ForgeError as error:
             notes.error("architecture", f"{model}: {error}")
@@ -342,6 +340,17 @@ def _check_one_size(
         notes.notice(
             "same-model",
             "A model is listed as several experts, which differ by their prompts alone.",
+        )
+
+
+def _check_tokenizer(recipe: MoeRecipe, base: Checkpoint, notes: Notebook) -> None:
+    """Look for the files of a tokenizer, which turns prompts into what the base reads."""
+    files = read_tokenizer_files(base.tokenizer_root)
+    if recipe.gate_mode != "random" and not any(name in files for name in _VOCABULARIES):
+        notes.error(
+            "tokenizer-missing",
+            f"{base.reference} has no tokenizer, so it cannot read prompts. Copy its tokenizer "
+            "files into the folder, or write 'gate_mode: random'.",
         )
 
 
