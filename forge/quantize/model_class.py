@@ -1,4 +1,4 @@
-"""Choose the class by which transformers runs a checkpoint that writes text.
+"""Choose the class and the configuration by which transformers runs weights in full precision.
 
 A model of several parts (a vision tower beside its language model) writes text as well, but
 transformers lists most of those apart from language models.
@@ -6,10 +6,33 @@ transformers lists most of those apart from language models.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def plain_config(root: Path) -> PreTrainedConfig:
+    """Return a model's configuration, for weights that are handed over in full precision.
+
+    What it says of a quantization is left out: the weights of a quantized model have been decoded
+    when they come here, and transformers would take them for codes.
+
+    Args:
+        root: The model's folder.
+
+    Raises:
+        OSError: There is no ``config.json``.
+        ValueError: transformers does not know its model type.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(root), local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return cast("PreTrainedConfig", config)
 
 
 def generating_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

@@ -123,7 +123,7 @@ class Workers:
             data, what = _cast(name, view, info.dtype, dtype), ROUNDED
         for writer in self._writers:
             writer.write(name, data, {"method": what})
-        self._note(name, view)
+        self._note(name)
 
     def quantize(self, linear: Linear) -> None:
         """Quantize a layer by itself and write it to every output that lacks it.
@@ -149,7 +149,7 @@ class Workers:
             except NonFiniteError as error:
                 raise self._nonfinite(linear, error) from error
             streams.finish({"method": writer.planned.variant.format})
-        self._note(linear.tensor, self._source.read(linear.tensor))
+        self._note(linear.tensor)
 
     def write_codes(
         self, linear: Linear, weight: QuantizedWeight, statistics: Mapping[str, object]
@@ -229,10 +229,11 @@ class Workers:
     def _source_info(self, name: str) -> TensorInfo:
         return self._plan.sources[name]
 
-    def _note(self, name: str, view: memoryview) -> None:
+    def _note(self, name: str) -> None:
         """Keep the digest of a tensor that has just been read, while it is in the cache."""
-        # What a LoRA computes is not what its file holds.
+        # What an adapter or codes are computed to is not what their files hold.
         if isinstance(self._source, SafetensorsSource):
+            view = self._source.read(name)
             self._digests[self._source_info(name).file][name] = checksum_of(view)
 
 

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from forge.checkpoints.source import open_safetensors
+from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from forge.checkpoints.source import SafetensorsSource
+from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, ForgeError, MissingExtraError, NonFiniteError
+from forge.recipes.reference import ModelReference
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,7 +49,7 @@ class Request:
 
     Attributes:
         roots: Folders of quantized checkpoints of one source.
-        source: Folder of what they were made from; ``None`` to load and generate only.
+        source: Folder or file of what they were made from; ``None`` to load and generate only.
         tokens: Most tokens of held-out text to compare on.
         rtn: Linear layers to round to nearest for comparison; empty for none.
         bits: Bits of their codes.
@@ -173,8 +176,8 @@ def answer(request: Request) -> Answer:
             outputs.append(Loaded(consumer, problem=text))
     if request.source is None or tokens_BT is None or not variants:
         return Answer(tuple(outputs))
-    source = Path(request.source)
-    plain = _load_plain(source)
+    source = open_checkpoint(ModelReference(request.source))
+    plain = _load_source(source)
     reference, family = predict(plain, tokens_BT), type(plain)
     del plain
     for number in list(variants):
@@ -185,7 +188,7 @@ def answer(request: Request) -> Answer:
             outputs[number] = replace(outputs[number], problem=str(error))
     if not request.rtn:
         return Answer(tuple(outputs))
-    rounded = _load_state(family, source, dict(_rounded(source, request)))
+    rounded = _load_state(family, source.root, dict(_rounded(source, request)))
     return Answer(
         tuple(outputs), compare(reference, predict(rounded, tokens_BT), tokens_BT).as_json()
     )
@@ -219,12 +222,34 @@ def _load_plain(root: Path) -> PreTrainedModel:
     return _clean(root, cast("_Pair", loaded))
 
 
+def _load_source(source: Checkpoint) -> PreTrainedModel:
+    """Load what the results were made from: by transformers, once it is in full precision."""
+    from forge.quantize.model_class import generating_class, plain_config
+
+    if isinstance(source.source, SafetensorsSource):
+        return _load_plain(source.root)
+    family = generating_class(plain_config(source.root))
+    return _load_state(family, source.root, dict(_tensors(source)))
+
+
+def _tensors(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all tensors of a source, decoded where it must be; copies."""
+    import torch
+
+    for name in source.source.names():
+        info = source.source.info(name)
+        dtype = getattr(torch, DTYPES[info.dtype].torch_name)
+        data = bytearray(source.source.read(name))
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        yield name, flat.view(info.shape)
+
+
 def _load_state(
     family: type[PreTrainedModel], root: Path, state: Mapping[str, torch.Tensor]
 ) -> PreTrainedModel:
-    from transformers import AutoConfig
+    from forge.quantize.model_class import plain_config
 
-    config = AutoConfig.from_pretrained(root)
+    config = plain_config(root)
     # It declares to return a model, and returns a pair when it is asked for the report.
     loaded = family.from_pretrained(
         None, config=config, state_dict=state, dtype="auto", output_loading_info=True
@@ -281,20 +306,16 @@ def _write(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     return reply
 
 
-def _rounded(source: Path, request: Request) -> Iterator[tuple[str, torch.Tensor]]:
-    from safetensors import safe_open
-
+def _rounded(source: Checkpoint, request: Request) -> Iterator[tuple[str, torch.Tensor]]:
     from forge.formats.contract import Scheme
 
     scheme = Scheme(request.bits, request.group_size, request.symmetric)
     linears = {f"{module}.weight" for module in request.rtn}
-    for file in open_safetensors(source, label=str(source)).files():
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no dictionary)
-                weight = tensors.get_tensor(name)
-                if name in linears:
-                    weight = _round(weight, scheme, transposed=request.transposed)
-                yield name, weight
+    for name, weight in _tensors(source):
+        if name in linears:
+            yield name, _round(weight, scheme, transposed=request.transposed)
+        else:
+            yield name, weight
 
 
 def _round(weight: torch.Tensor, scheme: Scheme, *, transposed: bool) -> torch.Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.source import SafetensorsSource
 from forge.core.errors import CheckpointError, MissingExtraError
 from forge.formats.contract import Scheme
 from forge.verify.codes_layout import GroupsOfCodes
@@ -126,8 +127,9 @@ def _no_comparison(cases: Sequence[Case], scheme: Scheme | None) -> str | None:
 def _needed_bytes(cases: Sequence[Case], source: Checkpoint, scheme: Scheme | None) -> int:
     variant = max(sum(case.variant.info(n).nbytes for n in case.variant.names()) for case in cases)
     plain = sum(source.source.info(name).nbytes for name in source.source.names())
-    # Rounded weights are handed to the model in a table that lives while it is built.
-    return max(variant, plain * (1 if scheme is None else 2)) + _WORK_BYTES
+    # Rounded and decoded weights are handed to the model in a table that lives while it is built.
+    is_stored = isinstance(source.source, SafetensorsSource)
+    return max(variant, plain * (1 if scheme is None and is_stored else 2)) + _WORK_BYTES
 
 
 def _available_bytes() -> int | None:
@@ -146,7 +148,9 @@ def _request(
     source = cases[0].source
     if source is None or tokens is None:
         return Request(roots, None, 0)
-    folder = str(source.root.resolve())
+    # What is on the Hub has a folder here; what is local may be a file, which has none.
+    place = source.root if source.revision else Path(source.reference.path).expanduser()
+    folder = str(place.resolve())
     if scheme is None:
         return Request(roots, folder, tokens)
     linears = found.account.linears

@@ -19,6 +19,7 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import IncompatibleError, MissingExtraError
 from forge.quantize.awq.llama import LlamaDecoder
 from forge.quantize.awq.llama_shape import llama_shape
+from forge.quantize.model_class import plain_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,7 +93,6 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
         from accelerate import init_empty_weights
         from transformers import (
             MODEL_FOR_CAUSAL_LM_MAPPING,
-            AutoConfig,
             AutoModel,
             AutoModelForCausalLM,
         )
@@ -104,9 +104,7 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = AutoConfig.from_pretrained(
-                checkpoint.root, local_files_only=True, trust_remote_code=False
-            )
+            config = plain_config(checkpoint.root)
             if text_only:
                 config = config.get_text_config()
             # A language model that never stands alone has no class with a head; none is needed.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, MissingExtraError
-from forge.quantize.model_class import generating_class
+from forge.quantize.model_class import generating_class, plain_config
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def load_mapped(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
     """
     try:
         import torch
-        from transformers import AutoConfig
+        import transformers  # noqa: F401  (said here when it is absent)
     except ImportError as error:
         raise MissingExtraError(
             "A model that writes its own calibration set needs torch and transformers: "
@@ -58,9 +58,10 @@ def load_mapped(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
     floats = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(
-                str(checkpoint.root), local_files_only=True, trust_remote_code=False
-            )
+            config = plain_config(checkpoint.root)
+            if checkpoint.reference.lora is not None:
+                # An adapter can change the number of tokens, and untie what was tied.
+                config = type(config).from_dict(dict(checkpoint.config))
             # An automatic class takes no weights without a folder; the real one does.
             kind: Any = generating_class(config)
             model, loading = kind.from_pretrained(
