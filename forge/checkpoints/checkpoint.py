@@ -85,6 +85,12 @@ def open_checkpoint(
     source: TensorSource
     files = () if located.repository else gguf_files(root, label=str(reference))
     if files:
+        if stored:
+            raise CheckpointError(
+                f"'{reference}' is a GGUF, which forge merges and quantizes, but neither runs nor "
+                "converts as it is. Run it with llama.cpp, or write it as safetensors first, by "
+                "a merge of this one model (docs/gguf.md)."
+            )
         from forge.checkpoints.gguf.opening import open_gguf
 
         opened = open_gguf(files, label=str(reference))

@@ -50,9 +50,9 @@ def derived_config(metadata: Metadata, tensors: Tensors, *, dtype: str) -> Confi
     config["vocab_size"] = embedding.shape[0]
     config.setdefault("tie_word_embeddings", "output.weight" not in tensors)
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        value = metadata.whole(f"tokenizer.ggml.{name}_token_id", optional=True)
-        if value is not None:
-            config[f"{key}_token_id"] = value
+        # Where there is none, that must be said: classes have defaults of one model each.
+        number = metadata.whole(f"tokenizer.ggml.{name}_token_id", optional=True)
+        config[f"{key}_token_id"] = number
     config["torch_dtype"] = dtype
     return config
 

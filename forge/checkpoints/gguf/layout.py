@@ -77,8 +77,7 @@ def family_of(metadata: Metadata) -> Family:
     if name not in FAMILIES:
         raise metadata.wrong(
             f"is a GGUF of the architecture '{name[:60]}', which forge cannot turn back into "
-            f"Hugging Face's names.{FAMILIES.suggest(name)} It knows "
-            f"{', '.join(FAMILIES.names())}. Use the original model"
+            f"Hugging Face's names. It knows {', '.join(FAMILIES.names())}. Use the original model"
         )
     return FAMILIES[name]
 

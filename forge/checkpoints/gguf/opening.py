@@ -21,6 +21,7 @@ from forge.core.errors import CheckpointError
 
 _CONFIG_FILE: Final = "config.json"
 _MAX_CONFIG_BYTES: Final = 4 << 20
+_QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def open_gguf(files: Sequence[Path], *, label: str) -> OpenedGguf:
         config = derived_config(metadata, tensors, dtype=dtype)
         notices.append(_derived(label, metadata, config))
     else:
+        # Published beside a GGUF, it may be that of the same model in another quantization.
+        config = {key: value for key, value in config.items() if key not in _QUANTIZATION_KEYS}
         found = compare_config(config, family, metadata, tensors)
         notices += [f"{label}: {difference}" for difference in found]
     sidecars, more = sidecars_of(metadata, config, beside=beside)

@@ -9,8 +9,11 @@ nothing is ever written next to the user's files.
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -31,6 +34,9 @@ _TEMPLATES_ONLY: Final = frozenset(
      "chat_template.json"}
 )  # fmt: skip
 """Files that say something about a tokenizer and are none."""
+_PREFIX: Final = "forge-gguf-"
+_PROCESSES: Final = Path("/proc")
+_DAY_S: Final = 86_400
 _folders: dict[tuple[object, ...], Path] = {}
 
 
@@ -74,7 +80,8 @@ def folder_of(key: tuple[object, ...], files: Mapping[str, bytes]) -> Path:
         The folder.
     """
     if key not in _folders:
-        folder = Path(tempfile.mkdtemp(prefix="forge-gguf-"))
+        _remove_abandoned()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name, content in files.items():
             path = folder / name
@@ -82,6 +89,21 @@ def folder_of(key: tuple[object, ...], files: Mapping[str, bytes]) -> Path:
             path.write_bytes(content)
         _folders[key] = folder
     return _folders[key]
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of processes that were killed before they could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        try:
+            status = folder.lstat()
+        except OSError:
+            continue
+        is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        # A process of another container cannot be seen, so its folder is left for a day, too.
+        is_old = status.st_mtime < time.time() - _DAY_S
+        if is_ours and is_old and owner.isdecimal() and not (_PROCESSES / owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _generation(metadata: Metadata) -> dict[str, object]:
