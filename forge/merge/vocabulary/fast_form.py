@@ -37,6 +37,7 @@ _QWEN_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_END: Final = "<|endoftext|>"
 _LONGEST: Final = 256
 _BYTE_LEVEL: Final = ("GPT2Tokenizer", "Qwen2Tokenizer")
 
@@ -68,13 +69,16 @@ def with_document(tokenizer: Tokenizer, label: str) -> Tokenizer:
     else:
         shown = "no tokenizer_class" if not name else f"the tokenizer_class {declared}"
         raise _refusal(label, f"has {tokenizer.kind} and {shown}")
+    entries = dict(tokenizer.added())
+    if name in _BYTE_LEVEL and _END in tokenizer.ids:
+        # These classes know it as special without being told.
+        entries = {_END: {"special": True}, **entries}
     document["added_tokens"] = [
-        {"id": tokenizer.ids[token], "content": token, **flags_of(flags)}
-        for token, flags in sorted(
-            tokenizer.added().items(), key=lambda item: tokenizer.ids[item[0]]
-        )
+        {"id": tokenizer.ids[token], "content": token, **flags_of(entries[token])}
+        for token in sorted(entries, key=tokenizer.ids.__getitem__)
     ]
-    return replace(tokenizer, document=document, kind=str(_section(document, "model")["type"]))
+    kind = str(_section(document, "model")["type"])
+    return replace(tokenizer, document=document, kind=kind, entries=entries)
 
 
 def _refusal(label: str, reason: str) -> IncompatibleError:

@@ -185,11 +185,14 @@ def _tokenizer(core: _Core, files: Mapping[str, bytes], root: Path, label: str) 
     listed = _listed(config, label)
     ids, entries, document = core.ids, core.entries, core.document
     if document is None:
+        parts = {*words.values(), *_additional(special), *_additional(config)}
         if ADDED_TOKENS in files:
             own = _checked(parse_json_object(files[ADDED_TOKENS], root / ADDED_TOKENS), label)
-            listed = _with_own(listed, own, {*words.values(), *_additional(special)})
+            listed = _with_own(listed, own, parts)
         # Of a slow tokenizer, these lists alone say how its tokens are matched.
-        entries = {**entries, **{token: listed[token] for token in listed if token in ids}}
+        played = {token: {"special": True} for token in sorted(parts) if token in ids}
+        named = {token: listed[token] for token in listed if token in ids}
+        entries = {**played, **entries, **named}
     strays = {token: entry for token, entry in listed.items() if token not in ids}
     if strays:
         taken = frozenset(ids.values())
