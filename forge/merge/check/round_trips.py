@@ -18,6 +18,8 @@ def check_round_trips(
     result: Tokenizer,
     models: Mapping[ModelReference, Tokenizer | None],
     notes: Notebook,
+    *,
+    says_success: bool,
 ) -> dict[str, tuple[Change, ...]]:
     """Let the result's tokenizer and that of each model split hard strings, and compare.
 
@@ -27,6 +29,7 @@ def check_round_trips(
         result: The tokenizer of the result.
         models: Those of the models whose embedding or head enters the result.
         notes: Receives the findings.
+        says_success: Whether to report a tokenizer that was run and treats all alike, too.
 
     Returns:
         For each model whose tokenizer was run, the texts that differ.
@@ -38,21 +41,31 @@ def check_round_trips(
     }
     if not others:
         return {}
-    texts = strings_of(others.values())
-    found: dict[str, tuple[Change, ...]] = {}
-    read: list[tuple[Tokenizer, dict[str, Passage]]] = []
     try:
-        after = read_texts(result, texts, "the result")
-        for model, tokenizer in others.items():
-            own = strings_of([tokenizer])
-            same = (passages for other, passages in read if are_same(other, tokenizer))
-            before = next(same, None) or read_texts(tokenizer, own, str(model))
-            read.append((tokenizer, before))
-            found[str(model)] = compare(before, after, own)
-            unshared = _unshared(tokenizer, result)
-            _report(str(model), found[str(model)], unshared, len(own), notes)
+        after = read_texts(result, strings_of(others.values()), "the result")
     except ForgeError as error:
         notes.notice("round-trip", f"Tokenizers were not compared on texts. {error}")
+        return {}
+    found: dict[str, tuple[Change, ...]] = {}
+    read: list[tuple[Tokenizer, dict[str, Passage]]] = []
+    for model, tokenizer in others.items():
+        texts = strings_of([tokenizer])
+        before = next((known for other, known in read if are_same(other, tokenizer)), None)
+        try:
+            before = before or read_texts(tokenizer, texts, str(model))
+        except ForgeError as error:
+            notes.notice("round-trip", f"{model} was not compared on texts. {error}")
+            continue
+        read.append((tokenizer, before))
+        found[str(model)] = compare(before, after, texts)
+        if found[str(model)]:
+            _report(str(model), found[str(model)], _unshared(tokenizer, result), len(texts), notes)
+        elif says_success:
+            notes.notice(
+                "round-trip",
+                f"The tokenizer of the result treats all {len(texts)} hard strings as that of "
+                f"{model} does.",
+            )
     return found
 
 
