@@ -70,8 +70,11 @@ _SMALL: Final = 1 << 14
 
 _SAMPLE_STRIDE: Final = 4096
 _SAMPLE_RUN: Final = 32
-_CAPACITY: Final = 128
-"""Elements inside a window are at most this, times the root of all; the sample expects 51."""
+_MOST_SAMPLED: Final = 1 << 20
+"""A sample grows no further: of the embedding of a model of 70B it would take 200 MB."""
+_CAPACITY: Final = 11.3
+"""Elements inside a window are at most this, times all, by the root of the sample; 4.5 are
+expected."""
 
 _LEAST_SAMPLED: Final = 1 << 17
 """Elements from which a sample is large enough to be worth its pass."""
@@ -157,12 +160,14 @@ def task_vector_bounds(operands: Operands, targets: Sequence[Target]) -> list[Bo
 def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Target, Bound]:
     """Bound task vectors in one pass, where a sample tells well enough where to look.
 
-    A sample of every 128th run of neighbours gives for each target a window of magnitudes that
-    holds the border, 4.5 standard deviations to either side. One pass counts what lies above the
-    window and gathers what lies inside, a few in a hundred elements; the border is exact.
+    A sample of every 128th run of neighbours, or of fewer, gives for each target a window of
+    magnitudes that holds the border, 4.5 standard deviations to either side. One pass counts what
+    lies above the window and gathers what lies inside, a few in a hundred elements; the border is
+    exact.
     """
     samples = _sample(operands, {target.model for target in targets})
-    capacity = int(_CAPACITY * math.sqrt(operands.numel))
+    num_sampled = min(map(len, samples.values()))
+    capacity = int(_CAPACITY * operands.numel / math.sqrt(num_sampled))
     is_single = operands.compute == "float32"
     arrays: list[npt.NDArray[np.signedinteger]] = [
         # The kernel writes whole vectors, one beyond what it counts at most.
@@ -195,12 +200,13 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
 
 def _sample(operands: Operands, models: Iterable[int]) -> dict[int, npt.NDArray[Any]]:
     """Return magnitude bits of some elements of task vectors."""
-    base = operands.sample(0, _SAMPLE_STRIDE, _SAMPLE_RUN)
+    stride = max(_SAMPLE_STRIDE, operands.numel * _SAMPLE_RUN // _MOST_SAMPLED)
+    base = operands.sample(0, stride, _SAMPLE_RUN)
     bits = np.int32 if operands.compute == "float32" else np.int64
     samples = {}
     for m in models:
-        delta = np.abs(operands.sample(1 + m, _SAMPLE_STRIDE, _SAMPLE_RUN) - base)
-        samples[m] = delta.view(bits)
+        delta = operands.sample(1 + m, stride, _SAMPLE_RUN) - base
+        samples[m] = np.abs(delta, out=delta).view(bits)
     return samples
 
 
@@ -224,12 +230,18 @@ class _Bins:
     """
 
     _NUM = 4096
+    _AT_ONCE = 1 << 16
 
     def __init__(self, bits: npt.NDArray[Any]) -> None:
         self._least = int(bits.min())
         span = int(bits.max()) - self._least
         self._shift = max(0, span.bit_length() - self._NUM.bit_length() + 1)
-        self._upto = np.cumsum(np.bincount((bits - self._least) >> self._shift))
+        counts = np.zeros((span >> self._shift) + 1, np.int64)
+        # In pieces, because numpy counts a copy in 64 bits.
+        for start in range(0, bits.size, self._AT_ONCE):
+            steps = (bits[start : start + self._AT_ONCE] - self._least) >> self._shift
+            counts += np.bincount(steps, minlength=counts.size)
+        self._upto = np.cumsum(counts)
 
     def around(self, place: int) -> tuple[int, int]:
         """Return the least and the greatest bits of the step with the element of this place."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from forge.kernels import selection
 from forge.kernels.operands import Operands
 from forge.kernels.selection import Bound, Target, _search_windows, task_vector_bounds
 
@@ -46,3 +47,26 @@ def test_bounds_are_those_of_a_sort(name: str, dtype: str) -> None:
                if target in found)  # fmt: skip
     if name == "normal":
         assert set(found) == set(targets), "an ordinary tensor must not need the histograms"
+
+
+def test_a_sample_that_grows_no_further_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the largest tensors a smaller share is sampled, and more of them is gathered."""
+    monkeypatch.setattr(selection, "_MOST_SAMPLED", 256)
+    delta = np.random.default_rng(4).standard_normal(NUMEL, np.float32)
+    operands = Operands(
+        inputs=(np.zeros(NUMEL, np.float32).data.cast("B"), delta.data.cast("B")),
+        dtypes=("F32", "F32"), has_base=True, shape=(NUMEL,), out_dtype="F32",
+        emit=lambda offset, data: None,
+    )  # fmt: skip
+    assert selection._sample(operands, [0])[0].size <= 256 + 32
+    targets = [Target(0, rank) for rank in (NUMEL // 10, NUMEL // 2, NUMEL - 9)]
+    expected = {target: exact_bound(delta, target.rank) for target in targets}
+    assert selection._search_windows(operands, targets) == expected
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 200_001])
+def test_an_element_at_a_place_is_that_of_a_sort(size: int) -> None:
+    bits = np.random.default_rng(5).integers(0, 1 << 30, size).astype(np.int32)
+    in_order = np.sort(bits)
+    for place in {0, size // 3, size - 1}:
+        assert selection._at_place(bits, place) == in_order[place]
