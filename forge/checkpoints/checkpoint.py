@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,8 @@ class Checkpoint:
         lora_revision: Resolved commit of an adapter from the Hub, else ``None``.
         adapter_tokenizer: Folder of an adapter that brings a tokenizer along, else ``None``.
         warnings: Those of the notices that are probably not what was meant.
+        parts: Of a stage of a recipe, whose tensors are computed, the models that it is made of;
+            empty for a model that lies somewhere.
     """
 
     reference: ModelReference
@@ -45,6 +47,7 @@ class Checkpoint:
     lora_revision: str | None = None
     adapter_tokenizer: Path | None = None
     warnings: tuple[str, ...] = ()
+    parts: Mapping[ModelReference, Checkpoint] = field(default_factory=dict)
 
     @property
     def tokenizer_root(self) -> Path:
@@ -54,6 +57,8 @@ class Checkpoint:
     @property
     def local_paths(self) -> tuple[str, ...]:
         """Paths in the reference, the adapter's included, that are folders of this machine."""
+        if self.parts:
+            return tuple(path for part in self.parts.values() for path in part.local_paths)
         paths = [] if self.revision is not None else [self.reference.path]
         if self.reference.lora is not None and self.lora_revision is None:
             paths.append(self.reference.lora.path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.layout import lay_out
+from forge.cli.stack_text import stack_text
 from forge.cli.tables import count_text, duration_text, plural, size_text, table
 from forge.merge.plan import CARRIED, COPIES, IDENTICAL
 
@@ -82,15 +83,29 @@ def plan_text(
     lines += [
         f"  {item.level.replace('error', 'warning')}: {item.message}" for item in report.findings
     ]
-    lines += ["", *(f"  {short} = {model}" for model, short in shorts.items())]
+    stages = {name: _stage(stage) for name, stage in recipe.stages}
+    lines += ["", *(f"  {short} = {_named(model, stages)}" for model, short in shorts.items())]
+    lines += [f"  {name}, {stages[name]}" for name in stages if name not in shorts]
     return "\n\n".join(
         [
             "\n".join(lines),
+            *filter(None, [stack_text(plan, width=width)]),
             _jobs(plan.jobs, shorts, constants, width),
             _files(recipe, plan, width),
             "Nothing was written (dry run).",
         ]
     )
+
+
+def _stage(recipe: MergeRecipe) -> str:
+    """Say of what a stage is made."""
+    listed = ", ".join(str(model) for model in recipe.references())
+    methods = " + ".join(row.name for row in recipe.methods)
+    return f"a stage that is computed while it is read: {methods} of {listed}"
+
+
+def _named(model: str, stages: Mapping[str, str]) -> str:
+    return f"{model}, {stages[model]}" if model in stages else model
 
 
 def _constants(jobs: Sequence[MergeJob]) -> dict[str, float | bool | str]:

@@ -76,6 +76,10 @@ def run_with_mergekit(
     from forge.checkpoints.progress import Silence
     from forge.merge.run import MergeResult
 
+    if recipe.stages:
+        raise IncompatibleError(
+            "mergekit takes no stages. Merge them one after the other, or leave '--engine' out."
+        )
     started = time.monotonic()
     progress = progress or Silence()
     if importlib.util.find_spec("mergekit") is None:

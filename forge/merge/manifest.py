@@ -55,13 +55,7 @@ def merge_manifest(
         "recipe": recipe.resolved(),
         "recipe_file": None if recipe.file is None else Path(recipe.file).name,
         "inputs": [
-            {
-                "model": str(model),
-                "role": "base" if model == recipe.base_model else "model",
-                "revision": checkpoint.revision,
-                "lora_revision": checkpoint.lora_revision,
-                "files": [input_entry(inputs[file]) for file in checkpoint.source.files()],
-            }
+            _input(model, checkpoint, recipe.base_model, inputs)
             for model, checkpoint in checkpoints.items()
         ],
         "models": [str(model) for model in plan.models],
@@ -71,6 +65,28 @@ def merge_manifest(
         "tensors": tensors,
         "files": output_entries(files),
     }
+
+
+def _input(
+    model: ModelReference,
+    checkpoint: Checkpoint,
+    base: ModelReference | None,
+    inputs: Mapping[Path, FileRecord],
+) -> dict[str, Any]:
+    """Return what is said of one model; of a stage, also what it was computed from."""
+    entry: dict[str, Any] = {
+        "model": str(model),
+        "role": "base" if model == base else "model",
+        "revision": checkpoint.revision,
+        "lora_revision": checkpoint.lora_revision,
+        "files": [input_entry(inputs[file]) for file in checkpoint.source.files()],
+    }
+    if checkpoint.parts:
+        # Its recipe stands under 'stages' in the manifest's.
+        entry["inputs"] = [
+            _input(part, inner, None, inputs) for part, inner in checkpoint.parts.items()
+        ]
+    return entry
 
 
 def engine_entry() -> dict[str, str]:

@@ -62,7 +62,7 @@ def sidecars_of(
     local_paths = {path for checkpoint in checkpoints.values() for path in checkpoint.local_paths}
     files |= model_card(
         title=recipe.name or "Merged model",
-        models=recipe.references(),
+        models=recipe.origins(),
         method=recipe.merge_method,
         recipe=recipe.to_yaml(),
         local_paths=local_paths,

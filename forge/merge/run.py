@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from forge import __version__
-from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.hashing import FileRecord, record_files
 from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.progress import Progress, Silence, compile_notice
@@ -25,11 +25,11 @@ from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
-from forge.merge.alignment import align
 from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, merge_manifest
 from forge.merge.outputs import sidecars_of
 from forge.merge.plan import MergePlan
+from forge.merge.stages import open_models
 from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
 from forge.merge.workers import Workers
 from forge.recipes.merge_types import MergeRecipe
@@ -66,30 +66,24 @@ class Prepared:
     notices: tuple[str, ...]
 
 
-def open_models(recipe: MergeRecipe, *, weights: bool) -> dict[ModelReference, Checkpoint]:
-    """Resolve every model of a recipe and read configurations and headers.
-
-    Args:
-        recipe: The recipe.
-        weights: Whether tensors will be read, so that models on the Hub must be downloaded.
-
-    Raises:
-        CheckpointError: A model cannot be found or trusted.
-    """
-    wanted = list(recipe.references())
-    if recipe.tokenizer is not None:
-        wanted += recipe.tokenizer.references()
-    opened = {model: open_checkpoint(model, weights=weights) for model in dict.fromkeys(wanted)}
-    return align(recipe, opened)
-
-
 def prepare(recipe: MergeRecipe, out: Path | None, *, weights: bool = True) -> Prepared:
     """Open and check the models of a recipe.
 
     Raises:
         IncompatibleError: The check found errors; the message lists all of them.
     """
-    checkpoints = open_models(recipe, weights=weights)
+    folder = None if out is None else parent_of(out)
+    return prepare_opened(recipe, open_models(recipe, weights=weights, folder=folder), out)
+
+
+def prepare_opened(
+    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint], out: Path | None
+) -> Prepared:
+    """Check a recipe whose models are open already.
+
+    Raises:
+        IncompatibleError: The check found errors; the message lists all of them.
+    """
     try:
         vocabulary = plan_vocabulary(recipe, checkpoints)
     except ForgeError:
@@ -134,7 +128,7 @@ def run_merge(
     for notice in prepared.notices:
         progress.notice(notice)
     num_threads = threads or len(os.sched_getaffinity(0))
-    sources = dict(_sources_of(prepared, folder))
+    sources = dict(sources_of(prepared, folder))
     try:
         plan = prepared.plan
         fingerprint = fingerprint_of(recipe.resolved(), sources)
@@ -184,7 +178,13 @@ def run_merge(
     return MergeResult(out, content, time.monotonic() - started, len(plan.jobs), resumed)
 
 
-def _sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, TensorSource]:
+def sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, TensorSource]:
+    """Return the tensors of every model, embeddings in the order of the result's vocabulary.
+
+    Args:
+        prepared: The merge.
+        folder: Where rearranged embeddings are put while they are read.
+    """
     own = {model: checkpoint.source for model, checkpoint in prepared.checkpoints.items()}
     if prepared.vocabulary is None:
         return own

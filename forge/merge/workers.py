@@ -26,6 +26,7 @@ from forge.kernels.operands import Workspace
 from forge.kernels.pages import populate
 from forge.merge.compute import UNLIKE, compute
 from forge.merge.plan import CARRIED, MergeJob, MergePlan
+from forge.merge.stage_source import computed_once
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
@@ -109,10 +110,11 @@ class Workers:
         if self._stop.is_set():
             raise _StoppedError
         digest = new_checksum()
-        inputs = [
-            _Input(self._sources[item.model], item.name, itemsize=DTYPES[job.dtype].itemsize)
-            for item in job.inputs
-        ]
+        with computed_once():
+            inputs = [
+                _Input(self._sources[item.model], item.name, itemsize=DTYPES[job.dtype].itemsize)
+                for item in job.inputs
+            ]
 
         def emit(offset: int, data: memoryview) -> None:
             if self._stop.is_set():

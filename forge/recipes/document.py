@@ -15,9 +15,10 @@ import yaml
 
 from forge.core.errors import Problem, RecipeError
 from forge.recipes.place import KeyPath, Place
-from forge.recipes.yaml_reader import parse_yaml, plain_value
+from forge.recipes.yaml_reader import parse_yaml, parse_yaml_stream, plain_value
 
 MAX_FILE_BYTES: Final = 1 << 20
+MAX_DOCUMENTS: Final = 32
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
@@ -78,6 +79,22 @@ def read_document(path: Path) -> Document:
     """
     parsed = parse_yaml(_read_text(path), str(path))
     return Document(parsed.value, parsed.lines, path, parsed.problems)
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Read a YAML file of one or several documents, ``---`` between them.
+
+    Args:
+        path: The file, as the user typed it.
+
+    Returns:
+        The documents, at least one. Of a key written twice the first value is kept.
+
+    Raises:
+        RecipeError: As for :func:`load_document`, repeated keys aside; or there are too many.
+    """
+    parsed = parse_yaml_stream(_read_text(path), str(path), limit=MAX_DOCUMENTS)
+    return [Document(item.value, item.lines, path, item.problems) for item in parsed]
 
 
 def dump_yaml(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forge.core.catalog import Catalog, did_you_mean
 from forge.core.errors import Problem, RecipeError
-from forge.recipes.document import Document, read_document
+from forge.recipes.document import Document, read_documents
 from forge.recipes.merge_entries import (
     ModelEntry,
     SliceEntry,
@@ -15,9 +15,9 @@ from forge.recipes.merge_entries import (
     TokenEntry,
     TokenizerEntry,
 )
-from forge.recipes.merge_reader import read_merge_recipe
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow
+from forge.recipes.stages import read_staged_recipe
 
 __all__ = [
     "MergeRecipe",
@@ -49,7 +49,7 @@ def load_merge_recipe(path: Path, methods: Catalog[MethodRow]) -> MergeRecipe:
     Raises:
         RecipeError: Carries every problem of the file, each with its line and key.
     """
-    return read_merge_recipe(read_document(path), methods)
+    return read_staged_recipe(read_documents(path), methods)
 
 
 def parse_merge_recipe(value: Mapping[str, object], methods: Catalog[MethodRow]) -> MergeRecipe:
@@ -65,7 +65,7 @@ def parse_merge_recipe(value: Mapping[str, object], methods: Catalog[MethodRow])
     Raises:
         RecipeError: Carries every problem, each with its key.
     """
-    return read_merge_recipe(Document(value), methods)
+    return read_staged_recipe([Document(value)], methods)
 
 
 def find_recipe(text: str, folder: str = "merge_configs") -> Path:

@@ -6,7 +6,7 @@ Nothing here reads files or judges input; ``forge/recipes/merge_recipe.py`` does
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from forge.core.errors import IncompatibleError, RecipeError
@@ -73,6 +73,8 @@ class MergeRecipe:
         seed: Seed of the random drops.
         allow_nonfinite: Whether NaN and Inf may pass.
         max_shard_size: Largest file to write, such as ``5GB``.
+        stages: Merges that this one takes for models, by name, in the order in which they are
+            computed; each may use those before it.
         notices: What the recipe says but the merge does not use.
         file: The recipe as the user typed it; ``None`` when it was built in memory.
     """
@@ -90,6 +92,7 @@ class MergeRecipe:
     seed: int = 0
     allow_nonfinite: bool = False
     max_shard_size: str = DEFAULT_MAX_SHARD_SIZE
+    stages: tuple[tuple[str, MergeRecipe], ...] = ()
     notices: tuple[str, ...] = field(default=(), compare=False)
     file: str | None = field(default=None, compare=False)
 
@@ -124,6 +127,18 @@ class MergeRecipe:
         if self.base_model is not None:
             named.append(self.base_model)
         return tuple(dict.fromkeys(named))
+
+    def origins(self) -> tuple[ModelReference, ...]:
+        """Return every model that is read: stages are replaced by what they are made of."""
+        named = {ModelReference(name) for name, _ in self.stages}
+        recipes = (*(stage for _, stage in self.stages), self)
+        models = (model for recipe in recipes for model in recipe.references())
+        return tuple(dict.fromkeys(model for model in models if model not in named))
+
+    def with_seed(self, seed: int) -> MergeRecipe:
+        """Return the recipe with another seed, which holds for its stages, too."""
+        stages = tuple((name, replace(stage, seed=seed)) for name, stage in self.stages)
+        return replace(self, seed=seed, stages=stages)
 
     def effective_slices(self, num_layers: Mapping[ModelReference, int]) -> tuple[OutputSlice, ...]:
         """Return the runs of layers that make the result.
@@ -255,7 +270,9 @@ class MergeRecipe:
         Reading it back gives an equal recipe.
         """
         models = [dump_entry(entry.model, entry.parameters) for entry in self.models]
+        stages = {name: stage.resolved() for name, stage in self.stages}
         keys: dict[str, object] = {
+            "stages": stages or None,
             "name": self.name,
             "merge_method": self.merge_method,
             "base_model": None if self.base_model is None else str(self.base_model),

@@ -65,6 +65,24 @@ def parse_yaml(text: str, file: str) -> YamlValue:
     return builder.read()
 
 
+def parse_yaml_stream(text: str, file: str, *, limit: int) -> list[YamlValue]:
+    """Parse the YAML documents of one file, ``---`` between them.
+
+    Args:
+        text: The documents.
+        file: Its name, for messages.
+        limit: Most documents.
+
+    Returns:
+        The value and the lines of each, at least one.
+
+    Raises:
+        RecipeError: The text is not YAML, uses a tag, or passes a limit.
+    """
+    builder = _Builder(file, _events(text, file))
+    return builder.read_all(limit)
+
+
 def plain_value(text: str) -> object:
     """Return what an unquoted word means: null, a boolean, a number or the text itself."""
     if text in _NULL:
@@ -145,15 +163,29 @@ class _Builder:
 
     def read(self) -> YamlValue:
         """Return the one document."""
+        (found,) = self.read_all(1)
+        return found
+
+    def read_all(self, limit: int) -> list[YamlValue]:
+        """Return all documents, at least one."""
         self._next()
         if isinstance(self._next(), yaml.StreamEndEvent):
             self._line = 1
             self._stop("The recipe is empty.")
-        root = self._node(self._next(), ())
-        self._next()
-        if not isinstance(self._next(), yaml.StreamEndEvent):
-            self._stop("A second document begins here ('---'). Write one recipe per file.")
-        return YamlValue(root.value, {(): root.line, **root.lines}, tuple(self._problems))
+        found: list[YamlValue] = []
+        while True:
+            root = self._node(self._next(), ())
+            self._next()
+            problems, self._problems = tuple(self._problems), []
+            found.append(YamlValue(root.value, {(): root.line, **root.lines}, problems))
+            if isinstance(self._next(), yaml.StreamEndEvent):
+                return found
+            if limit == 1:
+                self._stop("A second document begins here ('---'). Write one recipe per file.")
+            if len(found) == limit:
+                self._stop(f"More than {limit} documents. Write fewer stages.")
+            # An anchor holds within its document.
+            self._anchors = {}
 
     def _next(self) -> yaml.Event:
         event = next(self._events)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from forge.recipes.document import dump_yaml
@@ -80,12 +80,17 @@ def _lineage(entry: Entry, lineup: Lineup, file_name: str) -> Lineage:
 
 
 def _parents(manifest: Json, lineup: Lineup, *, of: Entry) -> tuple[Parent, ...]:
+    return tuple(_parent(entry, lineup, of=of) for entry in _inputs(manifest, _MAX_DEPTH))
+
+
+def _inputs(manifest: Json, depth: int) -> Iterator[Json]:
+    """Yield the models that lie somewhere: in the place of each stage, what it was made of."""
     inputs = manifest.get("inputs")
-    return tuple(
-        _parent(entry, lineup, of=of)
-        for entry in (inputs if isinstance(inputs, list) else [])
-        if isinstance(entry, Mapping)
-    )
+    for entry in inputs if isinstance(inputs, list) else []:
+        if isinstance(entry, Mapping) and isinstance(entry.get("inputs"), list) and depth:
+            yield from _inputs(entry, depth - 1)
+        elif isinstance(entry, Mapping):
+            yield entry
 
 
 def _parent(entry: Json, lineup: Lineup, *, of: Entry) -> Parent:

@@ -92,16 +92,22 @@ def _memory(
     jobs = len(plan.jobs) if plan else 0
     return (
         _PROCESS_BYTES
-        + threads * (_THREAD_BYTES + _adapter_bytes(recipe, checkpoints))
+        + threads * (_THREAD_BYTES + _computed_bytes(recipe, checkpoints))
         + jobs * _TENSOR_BYTES
     )
 
 
-def _adapter_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
-    """Return what one thread holds at most of tensors that adapters change: they are computed."""
+def _computed_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
+    """Return what one thread holds at most of tensors that adapters and stages compute."""
     total = 0
     for model in recipe.references():
-        if model.lora is not None:
+        if checkpoints[model].parts:
+            infos = [
+                checkpoints[model].source.info(name) for name in checkpoints[model].source.names()
+            ]
+            # Its tensor, and as much again of what that is computed from.
+            total += 2 * max((info.nbytes for info in infos), default=0)
+        elif model.lora is not None:
             source = checkpoints[model].source
             infos = [source.info(name) for name in source.names()]
             # The widened base and the merged tensor.
