@@ -67,7 +67,9 @@ class ShardLayout:
     file_bytes: int
 
 
-def lay_out(tensors: Sequence[PlannedTensor], *, max_shard_bytes: int) -> tuple[ShardLayout, ...]:
+def lay_out(
+    tensors: Sequence[PlannedTensor], *, max_shard_bytes: int, single_file: str = SINGLE_FILE
+) -> tuple[ShardLayout, ...]:
     """Place tensors in files.
 
     Tensors fill shards in the order given. Within a shard they are ordered by descending
@@ -78,9 +80,10 @@ def lay_out(tensors: Sequence[PlannedTensor], *, max_shard_bytes: int) -> tuple[
         tensors: What will be written; names are unique.
         max_shard_bytes: Most tensor bytes in one file. A tensor that is larger than that has
             a file of its own.
+        single_file: Name of the file when there is one.
 
     Returns:
-        The files: ``model.safetensors`` alone, or ``model-00001-of-00003.safetensors`` and so on.
+        The files: ``single_file`` alone, or ``model-00001-of-00003.safetensors`` and so on.
 
     Raises:
         ValueError: A name is repeated, empty or reserved, or ``max_shard_bytes`` is not positive.
@@ -100,7 +103,7 @@ def lay_out(tensors: Sequence[PlannedTensor], *, max_shard_bytes: int) -> tuple[
         groups[-1].append(tensor)
         filled_bytes += nbytes
     if len(groups) == 1:
-        return (_shard(SINGLE_FILE, groups[0]),)
+        return (_shard(single_file, groups[0]),)
     return tuple(
         _shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group)
         for number, group in enumerate(groups, start=1)

@@ -50,6 +50,7 @@ from forge.checkpoints.partial import (
 )
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
 from forge.checkpoints.shard import GrowingShard
+from forge.checkpoints.source import SINGLE_FILE
 from forge.core.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class TensorSink:
         fingerprint: Identifies the work (recipe, inputs, versions); a partial folder with
             another fingerprint is discarded.
         overwrite: Whether an existing output of forge may be replaced.
+        single_file: See ``lay_out``.
 
     Attributes:
         layout: Where every tensor lies.
@@ -104,9 +106,10 @@ class TensorSink:
         max_shard_bytes: int,
         fingerprint: str,
         overwrite: bool = False,
+        single_file: str = SINGLE_FILE,
     ) -> None:
         check_replaceable(out, overwrite=overwrite)
-        self.layout = lay_out(tensors, max_shard_bytes=max_shard_bytes)
+        self.layout = lay_out(tensors, max_shard_bytes=max_shard_bytes, single_file=single_file)
         self.discarded_reason: str | None = None
         self._out = out.resolve()
         self._overwrite = overwrite

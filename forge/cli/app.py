@@ -35,6 +35,7 @@ _VERBS: Final = {
     "methods": "List the merge methods, or explain one.",
     "quantize": "Quantize a checkpoint, to one or several formats.",
     "convert": "Change the layout of a quantized checkpoint, without loss.",
+    "lora": "Extract a fine-tune as a LoRA adapter.",
     "generate": "Let a checkpoint write text, here and now.",
     "profile": "Measure memory and speed, each model in processes of its own.",
     "eval": "Answer a suite's questions, and score the answers.",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from forge.architectures.names import architecture_of, layers_present
 from forge.checkpoints.checkpoint import read_config
+from forge.checkpoints.companions import ADAPTER_CONFIG_FILE
 from forge.checkpoints.folder import contained_file
 from forge.checkpoints.hashing import content_digest
 from forge.checkpoints.header import TensorInfo, read_header
@@ -262,7 +263,8 @@ def _whole(
     if stated_digest != manifest.content_digest:
         message = "The manifest's content_digest does not fit its own list of tensors."
         found.append(Difference("manifest", MANIFEST_FILE, message))
-    if is_readable:
+    # An adapter is no model: it has neither layers of its own nor a config.json.
+    if is_readable and ADAPTER_CONFIG_FILE not in manifest.files:
         try:
             source = open_safetensors(root, label=str(root))
             names = source.names()

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forge.checkpoints.checkpoint import Checkpoint, read_config
+from forge.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, read_config
+from forge.checkpoints.companions import ADAPTER_CONFIG_FILE
+from forge.checkpoints.folder import contained_file
 from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.manifest_reader import Manifest, read_manifest
 from forge.checkpoints.replace import MANIFEST_FILE
@@ -142,6 +144,8 @@ def _is_verified(manifest: Manifest, *, quick: bool) -> bool:
 
 
 def _is_quantized(root: Path) -> bool:
+    if contained_file(root, CONFIG_FILE) is None and contained_file(root, ADAPTER_CONFIG_FILE):
+        return False
     return isinstance(read_config(root, label=str(root)).get("quantization_config"), Mapping)
 
 

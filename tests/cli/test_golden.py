@@ -22,15 +22,15 @@ def _fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VERBS = [
-    "", "merge", "moe", "check", "methods", "quantize", "convert", "generate", "profile",
-    "eval", "divergence", "report", "lint", "results", "inspect", "verify", "diff",
+    "", "merge", "moe", "check", "methods", "quantize", "convert", "lora", "lora extract",
+    "generate", "profile", "eval", "divergence", "report", "lint", "results", "inspect", "verify", "diff",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help(verb: str, capsys: Capture) -> None:
     assert run([*verb.split(), "--help"]) == 0
-    check_golden(f"help_{verb or 'forge'}", capsys.readouterr().out)
+    check_golden(f"help_{verb.replace(' ', '_') or 'forge'}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("method", ["", "dare_ties", "karcher", "arcee_fusion"])

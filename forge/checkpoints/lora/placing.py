@@ -25,15 +25,13 @@ from forge.checkpoints.lora.factors import Factors
 from forge.checkpoints.lora.names import Part, Role, find_in
 from forge.checkpoints.lora.source import Change, Plan
 from forge.checkpoints.lora.vectors import AddedBias, ScaledRows, TokenRows
-from forge.checkpoints.lora.vocabulary import Vocabulary
+from forge.checkpoints.lora.vocabulary import CONV1D_FAMILIES, Vocabulary
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.catalog import did_you_mean
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError
 
 _PAIRS: Final[tuple[tuple[Role, Role], ...]] = (("A", "B"), ("embedding_A", "embedding_B"))
-_CONV1D: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-"""Families whose layers store ``[in, out]``."""
 
 
 class Placement:
@@ -435,7 +433,7 @@ class Placement:
             return False
         if self._vocabulary.architecture is None:
             return self._config.fan_in_fan_out
-        return self._model_type in _CONV1D
+        return self._model_type in CONV1D_FAMILIES
 
     def _check_float(self, *tensors: TensorInfo) -> None:
         for tensor in tensors:

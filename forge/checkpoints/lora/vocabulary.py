@@ -15,11 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from forge.architectures.names import architecture_of
 from forge.architectures.table import Architecture
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import IncompatibleError
+
+CONV1D_FAMILIES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+"""Families whose layers store ``[in, out]``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,532 @@
+"""Extract a fine-tune from its base as a LoRA adapter: ``A - B`` as thin factors.
+
+The work has four parts. Both models are compared, tensor by tensor, which says what differs and by
+how much. The differences are sorted into those that factors can hold, those that are held whole,
+and those that an adapter cannot hold, which are named with what they lose. Then each difference is
+decomposed (see ``truncation``) and its factors are written. At last everything is hashed and
+appears at once.
+
+A tensor is read from mapped files and leaves as its factors, so memory holds one difference for
+each thread. With a share of the energy instead of a rank, the ranks are known only when all tensors
+have been decomposed; until then the factors wait in a nameless file beside the output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from forge import __version__
+from forge.adapters.delta import Delta, Singles
+from forge.adapters.outputs import (
+    KIND,
+    adapter_config,
+    extraction_manifest,
+    factor_names,
+    is_flipped,
+    planned_tensors,
+    public_name,
+    sidecars,
+    whole_tensors,
+)
+from forge.adapters.plan import Changed, Embeddings, Pairing, kept_share, pair_up, sort_changes
+from forge.adapters.scratch import Scratch
+from forge.adapters.truncation import Truncated, kept_energy, truncate
+from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from forge.checkpoints.companions import ADAPTER_WEIGHTS_FILE
+from forge.checkpoints.floats import encode
+from forge.checkpoints.hashing import FileRecord, checksum_of, record_files
+from forge.checkpoints.manifest import library_versions, manifest_bytes
+from forge.checkpoints.progress import Progress, Silence
+from forge.checkpoints.sink import PlannedTensor, TensorSink, check_replaceable
+from forge.core.dtypes import BY_TORCH_NAME, DTYPES
+from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.recipes.reference import ModelReference
+
+_ALL_BYTES: Final = 1 << 62
+_NAMED: Final = 3
+
+
+class _StoppedError(Exception):
+    """Another job failed, or the user interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of an extraction.
+
+    Attributes:
+        rank: Rank of the factors; with ``share``, the largest allowed, ``None`` for any.
+        share: Take for each tensor the smallest rank that keeps this share of its energy.
+        embeddings: What becomes of embedding and head.
+        dtype: Torch name of the factors' type.
+    """
+
+    rank: int | None
+    share: float | None
+    embeddings: Embeddings
+    dtype: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "rank": self.rank,
+            "energy": self.share,
+            "embeddings": self.embeddings,
+            "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEnergy:
+    """What became of one tensor's difference.
+
+    Attributes:
+        name: The tensor, in the base's files.
+        shape: Its shape.
+        fate: ``factors``, ``whole``, ``bias`` or ``lost``.
+        rank: Rank of its factors, or ``None``.
+        norm: Frobenius norm of the difference, or ``None`` where the shapes differ.
+        kept: Share of the energy that the adapter keeps.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    fate: str
+    rank: int | None
+    norm: float | None
+    kept: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractResult:
+    """What an extraction made.
+
+    Attributes:
+        out: Its folder.
+        manifest: What its ``forge_manifest.json`` says.
+        tensors: What differed, in the base's order.
+        kept: Share of all energy that the adapter keeps.
+        num_tensors: Tensors of the adapter.
+        resumed_tensors: How many of them an earlier run had finished.
+        output_bytes: Bytes of its tensors.
+        seconds: Wall time, in seconds.
+    """
+
+    out: Path
+    manifest: dict[str, object]
+    tensors: tuple[TensorEnergy, ...]
+    kept: float
+    num_tensors: int
+    resumed_tensors: int
+    output_bytes: int
+    seconds: float
+
+
+def run_extract(
+    tuned: str,
+    base: str,
+    out: Path,
+    request: Request,
+    *,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExtractResult:
+    """Extract an adapter.
+
+    Args:
+        tuned: The fine-tune: a folder, a Hub id, ``path@revision``, ``model+lora``.
+        base: The model that it was tuned from.
+        out: The folder to make. It appears at once, when everything in it is complete.
+        request: What is asked for.
+        threads: Tensors at work at once; by default one for each core.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        What was made.
+
+    Raises:
+        IncompatibleError: The one is not a fine-tune of the other, nothing differs, or the rank
+            is beyond every matrix.
+        CheckpointError: A model cannot be read.
+        NonFiniteError: A tensor holds a NaN or an infinity.
+        OutputError: The output exists, or cannot be written. Nothing that existed is touched, and
+            the same call resumes.
+    """
+    started = time.monotonic()
+    progress = progress or Silence()
+    _check_request(request)
+    check_replaceable(out, overwrite=overwrite)
+    models: dict[str, Checkpoint] = {}
+    try:
+        for role, text in (("model", tuned), ("base", base)):
+            progress.stage("opening")
+            models[role] = open_checkpoint(ModelReference.parse(text))
+        run = _Extraction(models, out, request, threads, progress, overwrite=overwrite)
+        return run.run(started)
+    finally:
+        for checkpoint in models.values():
+            checkpoint.source.close()
+
+
+def _check_request(request: Request) -> None:
+    if request.rank is None and request.share is None:
+        raise IncompatibleError("Give a rank (--rank 32), or a share of the energy (--energy 0.9).")
+    if request.rank is not None and request.rank < 1:
+        raise IncompatibleError(f"A rank of {request.rank} holds nothing; give at least 1.")
+    if request.share is not None and not 0 < request.share <= 1:
+        raise IncompatibleError(
+            f"The energy to keep is a share above 0 and at most 1, not {request.share}; try 0.9."
+        )
+    known = [name for name, row in BY_TORCH_NAME.items() if row.mergeable and name != "float64"]
+    if request.dtype not in known:
+        raise IncompatibleError(f"Factors are stored as {', '.join(known)}, not {request.dtype}.")
+
+
+class _Extraction:
+    """One extraction from opened models."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Checkpoint],
+        out: Path,
+        request: Request,
+        threads: int | None,
+        progress: Progress,
+        *,
+        overwrite: bool,
+    ) -> None:
+        self._models = models
+        self._out = out
+        self._request = request
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._progress = progress
+        self._overwrite = overwrite
+        self._stop = threading.Event()
+        self._dtype = BY_TORCH_NAME[request.dtype].name
+        self._notices: list[str] = [text for one in models.values() for text in one.notices]
+        self._pairing: Pairing
+        self._changes: tuple[Changed, ...]
+
+    def run(self, started: float) -> ExtractResult:
+        tuned, base = self._models["model"], self._models["base"]
+        if (tuned.root.resolve(), str(tuned.reference.lora)) == (
+            base.root.resolve(), str(base.reference.lora)
+        ):  # fmt: skip
+            raise IncompatibleError(
+                f"'{tuned.reference}' and '{base.reference}' are the same model. Name the "
+                "fine-tune, and its base with --base."
+            )
+        self._pairing = pair_up(tuned, base, embeddings=self._request.embeddings)
+        energies = self._compare()
+        self._changes = sort_changes(
+            self._pairing, energies, base.config, embeddings=self._request.embeddings
+        )
+        factored = [change for change in self._changes if change.fate == "factors"]
+        self._check_ranks(factored)
+        with Scratch(self._out) as scratch:
+            ranks = self._ranks(factored, scratch)
+            return self._write(factored, ranks, scratch, started)
+
+    # -- what differs ----------------------------------------------------------------------
+
+    def _compare(self) -> dict[str, float]:
+        """Return the energies of the tensors that differ."""
+        pairs = self._pairing.pairs
+        sizes = {name: base.source.info(base.name).nbytes for name, (_, base) in pairs.items()}
+        self._progress.stage("comparing")
+        self._progress.start(sum(sizes.values()), 0)
+        energies: dict[str, float] = {}
+
+        def compare(name: str) -> None:
+            energies[name] = self._energy(name)
+            self._progress.advance(sizes[name])
+
+        self._run_all(partial(compare, name) for name in sorted(pairs, key=lambda n: -sizes[n]))
+        found = {name: energies[name] for name in pairs if energies[name] != 0}
+        if not found:
+            raise IncompatibleError(
+                f"Every tensor of '{self._models['model'].reference}' is that of "
+                f"'{self._models['base'].reference}'; there is nothing to extract."
+            )
+        return found
+
+    def _energy(self, name: str) -> float:
+        tuned, base = self._pairing.pairs[name]
+        mine, its = tuned.source.info(tuned.name), base.source.info(base.name)
+        if mine.shape != its.shape:
+            return math.nan
+        if mine.dtype == its.dtype and tuned.source.read(tuned.name) == base.source.read(base.name):
+            return 0.0
+        if not DTYPES[mine.dtype].mergeable:
+            raise IncompatibleError(
+                f"'{name}' holds {mine.dtype} values that differ, which no adapter can hold."
+            )
+        with np.errstate(invalid="ignore", over="ignore"):
+            energy = Delta(tuned, base).squares()
+        if not math.isfinite(energy):
+            raise NonFiniteError(
+                f"'{name}' of '{tuned.source.label}' or '{base.source.label}' holds a NaN or an "
+                "infinity. Repair or replace that checkpoint."
+            )
+        return energy
+
+    def _check_ranks(self, factored: Sequence[Changed]) -> None:
+        lost = [change for change in self._changes if change.fate == "lost"]
+        if len(lost) == len(self._changes):
+            raise IncompatibleError(
+                f"Only {_some(lost)} differ, and nothing of that would be held. Pass --embeddings "
+                "full to hold embedding and head whole."
+            )
+        rank = self._request.rank
+        largest = max((change.side for change in factored), default=0)
+        if rank is not None and factored and rank > largest:
+            raise IncompatibleError(
+                f"A rank of {rank} is beyond every matrix: the largest has {largest}. "
+                f"Give at most {largest}."
+            )
+        if self._request.share is None and rank is not None:
+            small = [change for change in factored if change.side < rank]
+            if small:
+                self._say(
+                    f"{_some(small)} have fewer than {rank} rows or columns; their factors have "
+                    "their full rank, which loses nothing."
+                )
+        if lost:
+            energies = [change.energy for change in self._changes]
+            share = sum(change.energy for change in lost) / math.fsum(
+                energy for energy in energies if not math.isnan(energy)
+            )
+            self._say(
+                f"{_some(lost)} differ and are not in the adapter: {share:.2%} of the energy is "
+                "lost with them."
+                + (
+                    " --embeddings full or lora holds embedding and head."
+                    if any(change.name in self._pairing.vocabulary.names for change in lost)
+                    else ""
+                )
+            )
+        if self._pairing.rows is not None:
+            self._say(
+                f"The fine-tune has {self._pairing.rows:,} tokens. PEFT loads the adapter on a "
+                f"base that was resized to as many (resize_token_embeddings); forge does it itself."
+            )
+
+    def _ranks(self, factored: Sequence[Changed], scratch: Scratch) -> dict[str, int]:
+        if self._request.share is None:
+            assert self._request.rank is not None
+            return {change.name: min(self._request.rank, change.side) for change in factored}
+        self._progress.stage("decomposing")
+        self._progress.start(sum(math.prod(change.shape) for change in factored), 0)
+
+        def decompose(change: Changed) -> None:
+            scratch.put(change.name, self._factors(change))
+            self._progress.advance(math.prod(change.shape))
+
+        self._run_all(partial(decompose, change) for change in _by_size(factored))
+        return {change.name: scratch.rank(change.name) for change in factored}
+
+    def _factors(self, change: Changed) -> Truncated:
+        return truncate(
+            Delta(change.tuned, change.base),
+            rank=self._request.rank or change.side,
+            share=self._request.share,
+            energy=change.energy,
+            name=change.name,
+        )
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _write(
+        self,
+        factored: Sequence[Changed],
+        ranks: Mapping[str, int],
+        scratch: Scratch,
+        started: float,
+    ) -> ExtractResult:
+        whole = whole_tensors(self._changes, self._pairing)
+        tensors = planned_tensors(
+            self._changes, ranks, whole, pairing=self._pairing, dtype=self._dtype
+        )
+        with TensorSink(
+            self._out,
+            tensors,
+            max_shard_bytes=_ALL_BYTES,
+            fingerprint=self._fingerprint(),
+            overwrite=self._overwrite,
+            single_file=ADAPTER_WEIGHTS_FILE,
+        ) as sink:
+            resumed = len(sink.done)
+            if sink.discarded_reason:
+                self._say(f"An unfinished extraction was discarded: {sink.discarded_reason}.")
+            if resumed:
+                self._say(f"Resumed: {resumed} of {len(tensors)} tensors were finished.")
+            self._extract(sink, factored, whole, tensors, scratch)
+            return self._publish(sink, tensors, ranks, resumed, started)
+
+    def _extract(
+        self,
+        sink: TensorSink,
+        factored: Sequence[Changed],
+        whole: Mapping[str, str],
+        tensors: Sequence[PlannedTensor],
+        scratch: Scratch,
+    ) -> None:
+        sizes = {tensor.name: tensor.nbytes for tensor in tensors}
+        self._progress.stage("extracting")
+        self._progress.start(sum(sizes.values()), sum(sizes[name] for name in sink.done))
+
+        def extract(change: Changed) -> None:
+            a, b = factor_names(change)
+            if a in sink.done and b in sink.done:
+                return
+            found = scratch.get(change.name) or self._factors(change)
+            kept = kept_energy(
+                Delta(change.tuned, change.base), found, energy=change.energy, dtype=self._dtype
+            )
+            statistics = {"method": found.way, "rank": found.rank, "kept": kept}
+            left, right = found.left_OR, found.right_RI
+            if is_flipped(change):
+                left, right = right.T, left.T
+            # B last: what is said of the tensor stands with it.
+            self._put(sink, a, right, {"method": found.way})
+            self._put(sink, b, left, {**statistics, "norm": math.sqrt(change.energy)})
+
+        def copy(stored: str, name: str) -> None:
+            if stored in sink.done:
+                return
+            tuned = self._pairing.pairs[name][0]
+            data = tuned.source.read(tuned.name)
+            sink.write(stored, 0, data)
+            sink.finish(stored, digest=checksum_of(data), statistics={"method": "whole"})
+            self._progress.advance(data.nbytes)
+
+        jobs: list[Callable[[], None]] = [partial(extract, one) for one in _by_size(factored)]
+        jobs += [partial(copy, stored, name) for stored, name in whole.items()]
+        self._run_all(jobs)
+
+    def _put(
+        self, sink: TensorSink, name: str, values: Singles, statistics: Mapping[str, object]
+    ) -> None:
+        stored = np.ascontiguousarray(encode(np.ascontiguousarray(values), self._dtype))
+        data = stored.reshape(-1).view(np.uint8).data
+        sink.write(name, 0, data)
+        sink.finish(name, digest=checksum_of(data), statistics=statistics)
+        self._progress.advance(data.nbytes)
+
+    def _publish(
+        self,
+        sink: TensorSink,
+        tensors: Sequence[PlannedTensor],
+        ranks: Mapping[str, int],
+        resumed: int,
+        started: float,
+    ) -> ExtractResult:
+        rows = tuple(self._row(change, sink, ranks) for change in self._changes)
+        kept = {row.name: row.kept for row in rows}
+        total, share = kept_share(self._changes, kept)
+        self._progress.stage("hashing")
+        files = [file for one in self._models.values() for file in one.source.files()]
+        inputs = dict(zip(files, record_files(files), strict=True))
+        self._progress.stage("publishing")
+        tuned, base = self._models["model"], self._models["base"]
+        config = adapter_config(self._changes, ranks, self._pairing, base)
+        content: dict[str, object] = {}
+        energy = {
+            "norm": math.sqrt(total),
+            "kept": share,
+            "lost": {
+                row.name: row.norm for row in rows if row.fate == "lost" and row.norm is not None
+            },
+        }
+
+        def manifest(records: Mapping[str, FileRecord]) -> bytes:
+            content.update(
+                extraction_manifest(
+                    self._request.as_json(), self._models, tensors, sink.done, energy=energy,
+                    notices=self._notices, inputs=inputs, files=records,
+                )
+            )  # fmt: skip
+            return manifest_bytes(content)
+
+        sink.commit(sidecars(config, tuned, base, overall=share), manifest)
+        size = sum(tensor.nbytes for tensor in tensors)
+        seconds = time.monotonic() - started
+        return ExtractResult(self._out, content, rows, share, len(tensors), resumed, size, seconds)
+
+    @staticmethod
+    def _row(change: Changed, sink: TensorSink, ranks: Mapping[str, int]) -> TensorEnergy:
+        kept = 0.0 if change.fate == "lost" else 1.0
+        if change.fate == "factors":
+            found: Any = sink.done[factor_names(change)[1]].statistics["kept"]
+            kept = float(found)
+        norm = None if math.isnan(change.energy) else math.sqrt(change.energy)
+        return TensorEnergy(
+            change.name, change.shape, change.fate, ranks.get(change.name), norm, kept
+        )
+
+    def _fingerprint(self) -> str:
+        files = []
+        for checkpoint in self._models.values():
+            for file in checkpoint.source.files():
+                status = file.stat()
+                files.append([file.name, status.st_size, status.st_mtime_ns, status.st_ino])
+        content = {
+            "kind": KIND,
+            "request": self._request.as_json(),
+            "models": [public_name(checkpoint) for checkpoint in self._models.values()],
+            "files": files,
+            "forge": __version__,
+            "versions": library_versions(("numpy",)),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _say(self, notice: str) -> None:
+        self._notices.append(notice)
+        self._progress.notice(notice)
+
+    def _run_all(self, jobs: Iterable[Callable[[], None]]) -> None:
+        """Run jobs on all threads; the first error ends the others at their next tensor."""
+
+        def run(job: Callable[[], None]) -> None:
+            if self._stop.is_set():
+                raise _StoppedError
+            job()
+
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="forge-extract")
+        try:
+            flying: set[Future[None]] = {pool.submit(run, job) for job in jobs}
+            while flying:
+                finished, flying = wait(flying, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _by_size(changes: Sequence[Changed]) -> list[Changed]:
+    # A large matrix begun last would leave the other threads waiting.
+    return sorted(changes, key=lambda change: -math.prod(change.shape))
+
+
+def _some(changes: Sequence[Changed]) -> str:
+    shown = ", ".join(f"'{change.name}'" for change in changes[:_NAMED])
+    rest = len(changes) - _NAMED
+    return shown if rest <= 0 else f"{shown} and {rest:,} more"
