@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from forge.architectures.layer_kinds import (
+    DENSE_FIRST,
+    DENSE_LAYERS,
+    SIZE_LISTS,
+    SPARSE_STEP,
+    implied_lists,
+    is_dense_layer,
+)
 from forge.architectures.table import Architecture
 from forge.checkpoints.chat_templates import dump_json
 from forge.core.errors import IncompatibleError
@@ -45,7 +53,8 @@ def layer_entries(
         label: What the user typed, for messages.
 
     Returns:
-        One mapping per layer; for lists of layer numbers, whether the layer is in it.
+        One mapping per layer; for lists of layer numbers, whether the layer is in it. What the
+        config leaves to a rule over layer numbers is spelt out.
 
     Raises:
         IncompatibleError: A list has not one entry per layer.
@@ -53,9 +62,12 @@ def layer_entries(
     num_layers = architecture.num_layers(config)
     text = architecture.text_config(config)
     entries: list[dict[str, object]] = [{} for _ in range(num_layers)]
-    for key in architecture.per_layer_lists:
+    implied = implied_lists(architecture, text, num_layers)
+    for key in (*architecture.per_layer_lists, *SIZE_LISTS):
         values = text.get(key)
         if not isinstance(values, list):
+            values = implied.get(key)
+        if values is None:
             continue
         if len(values) != num_layers:
             raise IncompatibleError(
@@ -66,9 +78,15 @@ def layer_entries(
             entry[key] = value
     for key in architecture.layer_number_lists:
         numbers = text.get(key)
-        if isinstance(numbers, list):
-            for number, entry in enumerate(entries):
+        for number, entry in enumerate(entries):
+            if key == DENSE_LAYERS:
+                entry[key] = is_dense_layer(text, number)
+            elif isinstance(numbers, list):
                 entry[key] = number in numbers
+    first = text.get(DENSE_FIRST)
+    if type(first) is int:
+        for number, entry in enumerate(entries):
+            entry[DENSE_FIRST] = number < first
     return tuple(entries)
 
 
@@ -168,12 +186,30 @@ def _restack(
                 f"Some of the stacked models have '{key}' in config.json and some have not, "
                 "so it cannot be written for the output's layers."
             )
-    for key in architecture.per_layer_lists:
-        if key in keys:
-            text[key] = [entry[key] for entry in stacked]
+    lists = [key for key in (*architecture.per_layer_lists, *SIZE_LISTS) if key in keys]
+    values = {key: [entry[key] for entry in stacked] for key in lists}
+    is_stated = {key: isinstance(text.get(key), list) for key in lists}
+    # With the lists that are written, because one rule may follow from another's list.
+    written = {**text, **{key: values[key] for key in lists if is_stated[key]}}
+    implied = implied_lists(architecture, written, len(layers))
+    for key in lists:
+        # A list that loaders would make of the rule by themselves need not be written.
+        if is_stated[key] or implied.get(key) != values[key]:
+            text[key] = values[key]
     for key in architecture.layer_number_lists:
         if key in keys:
             text[key] = [number for number, entry in enumerate(stacked) if entry[key]]
+    if DENSE_LAYERS in keys and SPARSE_STEP in text:
+        text[SPARSE_STEP] = 1
+    if DENSE_FIRST in keys:
+        dense = [bool(entry[DENSE_FIRST]) for entry in stacked]
+        if dense != sorted(dense, reverse=True):
+            raise IncompatibleError(
+                f"Layer {dense.index(True, dense.index(False))} of the stack has one MLP and comes "
+                f"behind a layer of experts, but config.json ({DENSE_FIRST}) can say so of the "
+                "first layers only. Take such layers first."
+            )
+        text[DENSE_FIRST] = sum(dense)
 
 
 def config_file(config: Mapping[str, object]) -> dict[str, bytes]:

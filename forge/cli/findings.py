@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from forge.cli.stack_text import stack_text
 from forge.cli.tables import count_text, plural, size_text, table
 from forge.cli.tokenizer_text import tokenizers_text
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def report_text(report: CheckReport, *, width: int | None, all_tokenizers: bool = False) -> str:
-    """Return a check's findings, models, tokenizers and sizes.
+    """Return a check's findings, models, stack, tokenizers and sizes.
 
     Args:
         report: The report.
@@ -24,7 +25,10 @@ def report_text(report: CheckReport, *, width: int | None, all_tokenizers: bool 
     Returns:
         Several lines.
     """
-    parts = [_models(report.models, width), _sizes(report)]
+    parts = [_models(report.models, width)]
+    if report.plan is not None:
+        parts.append(stack_text(report.plan, width=width))
+    parts.append(_sizes(report))
     if report.tokenizers is not None:
         parts.append(tokenizers_text(report.tokenizers, is_whole=all_tokenizers, width=width))
     if report.findings:

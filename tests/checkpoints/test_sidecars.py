@@ -73,6 +73,51 @@ def test_lists_of_layer_numbers_follow_too() -> None:
     assert merged["mlp_only_layers"] == [0, 2, 3]
 
 
+def test_rules_over_numbers_are_spelt_out_where_layers_move() -> None:
+    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window_pattern": 3}
+    architecture = ARCHITECTURES["gemma3_text"]
+    # Moved by whole patterns, the rule says the same as before.
+    assert "layer_types" not in merged_config(
+        gemma, architecture, layers=_stack(gemma, 0, 1, 2, 0, 1, 2, 3, 4, 5)
+    )
+    merged = merged_config(gemma, architecture, layers=_stack(gemma, 2, 3, 5, 5))
+    full, sliding = "full_attention", "sliding_attention"
+    assert merged["layer_types"] == [full, sliding, full, full]
+    merged = merged_config(
+        {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layer_interval": 2},
+        ARCHITECTURES["smollm3"],
+        layers=_stack({"model_type": "smollm3", "num_hidden_layers": 4,
+                       "no_rope_layer_interval": 2}, 0, 0, 1),
+    )  # fmt: skip
+    assert merged["no_rope_layers"] == [1, 1, 0]
+    assert "layer_types" not in merged
+
+
+def test_steps_become_lists_of_dense_layers() -> None:
+    architecture = ARCHITECTURES["qwen3_moe"]
+    config = {
+        "model_type": "qwen3_moe", "num_hidden_layers": 4, "mlp_only_layers": [3],
+        "decoder_sparse_step": 2,
+    }  # fmt: skip
+    merged = merged_config(config, architecture, layers=_stack(config, 1, 1, 0, 3))
+    assert (merged["mlp_only_layers"], merged["decoder_sparse_step"]) == ([2, 3], 1)
+
+
+def test_dense_layers_that_must_come_first() -> None:
+    architecture = ARCHITECTURES["deepseek_v3"]
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 4, "first_k_dense_replace": 2}
+    merged = merged_config(config, architecture, layers=_stack(config, 0, 1, 1, 2, 3))
+    assert merged["first_k_dense_replace"] == 3
+    with pytest.raises(IncompatibleError, match="Layer 2 of the stack has one MLP"):
+        merged_config(config, architecture, layers=_stack(config, 0, 2, 1))
+
+
+def test_sizes_of_each_layer_follow() -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 3, "intermediate_size": [8, 16, 24]}
+    merged = merged_config(config, ARCHITECTURES["llama"], layers=_stack(config, 2, 0))
+    assert merged["intermediate_size"] == [24, 8]
+
+
 def test_layer_entries_serve_comparison() -> None:
     config = {
         "model_type": "smollm3", "num_hidden_layers": 2, "layer_types": ["f", "s"],
@@ -92,9 +137,9 @@ def test_what_does_not_fit_is_refused_before_any_work() -> None:
         merged_config(a, QWEN3, layers=_stack(a, 0, 2))
     with pytest.raises(IncompatibleError, match="no layers"):
         merged_config(a, QWEN3, layers=[])
-    b = {"model_type": "qwen3", "num_hidden_layers": 2}
+    b = {"model_type": "llama", "num_hidden_layers": 2}
     with pytest.raises(IncompatibleError, match="some have not"):
-        merged_config(a, QWEN3, layers=[*_stack(a, 0), *_stack(b, 1)])
+        merged_config(a, ARCHITECTURES["llama"], layers=[*_stack(a, 0), *_stack(b, 1)])
     with pytest.raises(IncompatibleError, match="must state 'num_hidden_layers'"):
         merged_config({"model_type": "qwen3"}, QWEN3)
 

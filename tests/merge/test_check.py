@@ -606,7 +606,11 @@ def test_per_layer_lists(tmp_path: Path) -> None:
     configure(other, layer_types=kinds[:1])
     message = alone(check(task(base, other)), "layer-lists")
     assert "has 1 entries in 'layer_types' for 2 layers" in message
+    # Qwen's rule says what an absent list means; Llama has none.
     configure(other, layer_types=None)
+    assert check(stack((base, 0, 2), (other, 0, 2))).findings == ()
+    for root in (base, other):
+        configure(root, model_type="llama")
     message = alone(check(stack((base, 0, 2), (other, 0, 2))), "layer-lists")
     assert "Some of the stacked models have 'layer_types'" in message
 

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from forge.architectures.layer_kinds import implied_lists
 from forge.checkpoints.sidecars import LayerOrigin, layer_entries, merged_config
 from forge.core.errors import ForgeError
-from forge.merge.check.report import Notebook
+from forge.merge.check.report import Notebook, listed
 from forge.merge.check.rope import rope_of
 from forge.merge.check.special_ids import SPECIAL_IDS
 from forge.merge.check.stack import Subject, contributors, leader
@@ -153,7 +154,9 @@ def _structure(subject: Subject, keys: tuple[str, ...]) -> tuple[str, object]:
 def _first(subject: Subject, keys: tuple[str, ...]) -> tuple[str, object]:
     config = subject.text_config
     found = next((key for key in keys if config.get(key) is not None), keys[0])
-    return found, config.get(found)
+    value = config.get(found)
+    # Of a size for each layer, the layers are compared: see _check_layer_lists.
+    return found, None if isinstance(value, list) else value
 
 
 def _check_activation(lead: Subject, other: Subject, notes: Notebook) -> None:
@@ -261,17 +264,29 @@ def _check_layer_lists(
         )
     if recipe.slices:
         try:
-            merged_config(
+            stacked = merged_config(
                 lead.checkpoint.config, lead.architecture, layers=origins, label=str(lead.reference)
             )
         except ForgeError as error:
             notes.error("layer-lists", str(error))
+            return
         _check_pattern(lead, origins, notes)
+        ours, theirs = lead.text_config, lead.architecture.text_config(stacked)
+        added = [key for key in theirs if key not in ours and isinstance(theirs[key], list)]
+        if added:
+            notes.notice(
+                "layer-lists",
+                f"{lead.reference} says by a rule over their numbers what its layers are, and "
+                f"layers get new numbers here, so {listed(added)} is written out for each layer; "
+                "loaders that know the rule alone (transformers before 4.53) would misread it.",
+            )
 
 
 def _check_pattern(lead: Subject, origins: list[LayerOrigin], notes: Notebook) -> None:
     pattern = lead.text_config.get("sliding_window_pattern")
     if type(pattern) is not int or pattern < 2 or "layer_types" in lead.text_config:
+        return
+    if "layer_types" in implied_lists(lead.architecture, lead.text_config, 1):
         return
     moved = [number for number, origin in enumerate(origins) if (number - origin.layer) % pattern]
     if moved:
