@@ -140,7 +140,7 @@ def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]
         changed.pop(_JINJA_FILE, None)
     else:
         config["chat_template"] = template
-        changed[_JINJA_FILE] = template.encode()
+        changed[_JINJA_FILE] = _encoded(template)
     if _JSON_FILE in changed:
         changed[_JSON_FILE] = dump_json({"chat_template": template})
     changed[_TOKENIZER_CONFIG] = dump_json(config)
@@ -156,7 +156,22 @@ def dump_json(value: Mapping[str, object]) -> bytes:
     Returns:
         UTF-8 text.
     """
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # JSON can hold half a character, escaped; UTF-8 cannot.
+        return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _encoded(template: str) -> bytes:
+    try:
+        return template.encode()
+    except UnicodeEncodeError as error:
+        raise IncompatibleError(
+            "The chat template holds half a character (a lone surrogate), so it cannot be written "
+            "to a file. Repair it in the model's tokenizer_config.json, or choose another."
+        ) from error
 
 
 def _default_of(value: object) -> str | None:

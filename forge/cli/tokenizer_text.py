@@ -68,4 +68,6 @@ def _cell(value: Value) -> str:
 
 
 def _cut(text: str) -> str:
+    # A token may hold a line break, which would tear the table.
+    text = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."

@@ -326,12 +326,12 @@ def test_special_ids_and_which_are_used(pair: tuple[Path, Path]) -> None:
 
 
 def test_special_ids_of_another_vocabulary(pair: tuple[Path, Path]) -> None:
-    (pair[1] / "generation_config.json").write_text('{"eos_token_id": 3}')
+    (pair[1] / "generation_config.json").write_text('{"eos_token_id": [3, 2]}')
     assert check(task(*pair, tokenizer={"source": "union"})).warnings == ()
     report = check(task(*pair, tokenizer={"source": str(pair[1])}))
     assert only(report, "special-ids").message == (
         f"The result has the tokens of {pair[1]} and with them its ids of special tokens, not "
-        f"those of {pair[0]}: eos_token_id 3 / 2."
+        f"those of {pair[0]}: eos_token_id [3, 2] / 2."
     )
 
 

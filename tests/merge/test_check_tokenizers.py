@@ -86,6 +86,7 @@ def test_what_differs_is_named(pair: tuple[Path, Path]) -> None:
         "highest_id": (15, 17),
         "padding_rows": (16, 14),
         "added_tokens": (4, 6),
+        "special_tokens": (4, 6),
         "eos_token": ("</s> = 2", "<|im_end|> = 17"),
         "pad_token": ("<pad> = 3", None),
         "eos_token_id": ("2 </s>", "17 <|im_end|>, 2 </s>"),
@@ -117,12 +118,13 @@ def test_the_table_as_text(
     text = capsys.readouterr().out
     begin = text.index("TOKENIZERS")
     lines = text[begin:].split("\n\n")[0].splitlines()
-    assert [line.split() for line in lines[2:7]] == [
+    assert [line.split() for line in lines[2:8]] == [
         ["tokens", "16", "17"], ["highest", "id", "15", "16"], ["padding", "rows", "16", "15"],
-        ["added", "tokens", "4", "5"], ["chat", "template", *lines[6].split()[2:]],
+        ["added", "tokens", "4", "5"], ["special", "tokens", "4", "5"],
+        ["chat", "template", *lines[7].split()[2:]],
     ]  # fmt: skip
-    assert lines[7].split() == ["added", "here", "alone", "'<|x|>'"]
-    assert lines[8].startswith("chat template of med: as that of base for ")
+    assert lines[8].split() == ["added", "here", "alone", "'<|x|>'"]
+    assert lines[9].startswith("chat template of med: as that of base for ")
     assert run(["check", str(path), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["tokenizers"]["differing"][0] == "tokens"
@@ -222,3 +224,47 @@ def test_malformed_lists_are_errors(
     report = check(task(*pair))
     assert [finding.code for finding in report.errors] == ["tokenizer-file"]
     assert say in report.errors[0].message
+
+
+def test_a_tokenizer_that_ends_otherwise_than_generation(pair: tuple[Path, Path]) -> None:
+    add_tokens(pair[0], ["<|end|>"])
+    edit(pair[0] / "tokenizer_config.json", lambda config: config.update(eos_token="<|end|>"))
+    messages = [f.message for f in check(task(*pair)).findings if f.code == "special-ids"]
+    assert len(messages) == 1
+    assert messages[0].startswith(
+        "The result's tokenizer ends texts with '<|end|>' (16), but generation ends at "
+        "eos_token_id 2."
+    )
+    (pair[0] / "generation_config.json").write_text("{")
+    messages = [f.message for f in check(task(*pair)).findings if f.code == "special-ids"]
+    assert "not valid JSON" in messages[0]
+    assert messages[0].endswith("It is copied as it is, and loaders will refuse it.")
+
+
+def test_a_model_that_only_lends_tokens_is_in_the_table(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lender = tiny_checkpoint(tmp_path / "lender", extra_tokens=["zoster"], tune=3)
+    recipe = parse_merge_recipe(task(*pair, tokenizer={"source": str(lender)}), METHODS)
+    assert recipe.tokenizer is not None
+    names = [*recipe.references(), *recipe.tokenizer.references()]
+    table = check_merge(recipe, {model: open_checkpoint(model) for model in names}).tokenizers
+    assert table is not None
+    assert [facts.model for facts in table.models][-1] == str(lender)
+    assert table.models[-1].values["tokens"] == 17
+
+
+def test_half_a_character_is_no_traceback(pair: tuple[Path, Path]) -> None:
+    """JSON can hold lone surrogates; nothing can write them."""
+    edit(
+        pair[1] / "tokenizer.json",
+        lambda document: document["model"]["vocab"].update({"half \ud800": 16}),
+    )
+    report = check(task(*pair, tokenizer={"source": "union"}))
+    assert [finding.code for finding in report.errors] == ["vocabulary"]
+    assert "does not work in the tokenizers library" in report.errors[0].message
+    edit(
+        pair[1] / "tokenizer_config.json",
+        lambda config: config.update(chat_template="{{ '\ud800' }}"),
+    )
+    assert check(task(*pair)).tokenizers is not None

@@ -23,6 +23,7 @@ from forge.merge.check.configs import check_configs, check_same_models
 from forge.merge.check.parts import note_parts
 from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
 from forge.merge.check.resources import check_resources
+from forge.merge.check.routers import note_routers
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
     Subject,
@@ -85,10 +86,11 @@ def check_merge(
         check_same_models(recipe, slices, subjects, notes)
         misfits = check_configs(recipe, slices, subjects, notes)
         check_tensors(recipe, slices, subjects, tensors, notes, misfits=misfits)
+        note_routers(tensors, notes)
         speaking = vocabulary_models(recipe, slices)
         tokenizers = read_all_tokenizers(checkpoints, vocabulary, notes)
         if tokenizers is not None:
-            table = check_tokenizers(recipe, speaking, subjects, tokenizers, notes)
+            table = check_tokenizers(recipe, speaking, subjects, checkpoints, tokenizers, notes)
         if misfits or notes.has("vocabulary-size"):
             # Ids that mean different tokens are a consequence; one sentence tells the cause.
             notes.withdraw("tokenizer")

@@ -142,7 +142,9 @@ def _values(
     yield "highest_id", max(tokenizer.ids.values(), default=None) if tokenizer else None
     yield "rows", rows
     yield "padding_rows", _padding(tokenizer, rows)
-    yield "added_tokens", None if tokenizer is None else len(tokenizer.added())
+    added = None if tokenizer is None else [*tokenizer.added().values()]
+    yield "added_tokens", None if added is None else len(added)
+    yield "special_tokens", None if added is None else sum(e.get("special") is True for e in added)
     for part in WORDS:
         yield part, _token(tokenizer, part)
     ids = special_ids(checkpoint)

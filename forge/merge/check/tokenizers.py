@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from forge.checkpoints.chat_templates import choose_template, template_of
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.companions import read_tokenizer_files
+from forge.checkpoints.companions import GENERATION_FILE, read_tokenizer_files
+from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook, listed
 from forge.merge.check.round_trips import check_round_trips
+from forge.merge.check.special_ids import special_ids
 from forge.merge.check.stack import Subject
 from forge.merge.check.tokenizer_facts import TokenizerTable, tokenizer_table
-from forge.merge.vocabulary.endings import endings_of
+from forge.merge.vocabulary.endings import Endings, endings_of
 from forge.merge.vocabulary.planning import VocabularyPlan
 from forge.merge.vocabulary.round_trip import Change
 from forge.merge.vocabulary.tokens import Tokenizer, read_tokenizers
@@ -54,6 +57,7 @@ def check_tokenizers(
     recipe: MergeRecipe,
     models: Sequence[ModelReference],
     subjects: Mapping[ModelReference, Subject],
+    checkpoints: Mapping[ModelReference, Checkpoint],
     tokenizers: Mapping[ModelReference, Tokenizer | None],
     notes: Notebook,
 ) -> TokenizerTable:
@@ -63,7 +67,8 @@ def check_tokenizers(
         recipe: The recipe.
         models: Those whose embedding, head or tokenizer enters the result; the first gives the
             tokenizer when the recipe does not say otherwise.
-        subjects: Every model.
+        subjects: Every model that is merged.
+        checkpoints: Those, and models that only lend tokens.
         tokenizers: Their tokenizers.
         notes: Receives the findings.
 
@@ -71,26 +76,26 @@ def check_tokenizers(
         The tokenizers of all models side by side.
     """
     lead = models[0]
-    named = list(dict.fromkeys([*models, *recipe.references()]))
+    merged = dict.fromkeys([*models, *recipe.references()])
+    named = dict.fromkeys([*merged, *checkpoints])
     templates: dict[ModelReference, str | None] = {}
     try:
         for model in named:
             known = tokenizers.get(model)
-            root = subjects[model].checkpoint.tokenizer_root
-            templates[model] = template_of(
-                read_tokenizer_files(root) if known is None else known.files
-            )
-        _check_templates(recipe, lead, templates, notes)
+            root = checkpoints[model].tokenizer_root
+            files = read_tokenizer_files(root) if known is None else known.files
+            templates[model] = template_of(files)
+        _check_templates(recipe, lead, {model: templates[model] for model in merged}, notes)
     except ForgeError as error:
         notes.error("tokenizer-file", str(error))
     if recipe.tokenizer is None:
         _check_ids(lead, models[1:], tokenizers, notes)
         _check_rows(subjects[lead], tokenizers[lead], notes)
     return tokenizer_table(
-        [subjects[model].checkpoint for model in named],
+        [checkpoints[model] for model in named],
         tokenizers,
         templates,
-        {model: subjects[model].vocab_rows for model in named},
+        {model: subject.vocab_rows for model, subject in subjects.items()},
     )
 
 
@@ -127,6 +132,7 @@ def check_result_tokens(
     result = tokenizers[models[0]] if vocabulary is None else vocabulary.tokenizer
     if result is None:
         return {}
+    _check_end(endings, result, checkpoints[models[0]], notes)
     if vocabulary is not None:
         _check_shares(vocabulary, models, tokenizers, notes)
     return check_round_trips(
@@ -150,6 +156,28 @@ def _check_rows(lead: Subject, tokenizer: Tokenizer | None, notes: Notebook) -> 
             f"embedding: {_some(beyond)}. A text with one of them makes loaders fail. Add "
             "'tokenizer: {source: base}', which gives each token a row.",
         )
+
+
+def _check_end(endings: Endings, tokenizer: Tokenizer, lead: Checkpoint, notes: Notebook) -> None:
+    """Report a tokenizer that ends texts with another token than generation does."""
+    word = endings.words.get("eos_token") or tokenizer.words.get("eos_token")
+    own = None if word is None else tokenizer.ids.get(word)
+    try:
+        generation = parse_json_object(endings.generation or b"{}", lead.root / GENERATION_FILE)
+    except ForgeError as error:
+        notes.warning("special-ids", f"{error} It is copied as it is, and loaders will refuse it.")
+        return
+    value = generation.get("eos_token_id")
+    if value is None:
+        value = {**special_ids(lead), **endings.config_ids}.get("eos_token_id")
+    if own is None or value is None or own in (value if isinstance(value, list) else [value]):
+        return
+    notes.warning(
+        "special-ids",
+        f"The result's tokenizer ends texts with {word!r} ({own}), but generation ends at "
+        f"eos_token_id {json.dumps(value)}. A model that was taught {word!r} will not stop. Set "
+        "eos_token_id in generation_config.json of the model that the tokenizer is taken from.",
+    )
 
 
 def _check_shares(

@@ -81,7 +81,9 @@ def extend_tokenizer(
     for is_rebuilt in attempts:
         document = _extended(tokenizer, new, ids, is_rebuilt=is_rebuilt)
         # In one line: indented, the standard library's encoder is thirty times slower.
-        content = json.dumps(document, ensure_ascii=False).encode() if document else b""
+        # Half a character, which JSON can hold and UTF-8 cannot, is for the library to refuse.
+        text = json.dumps(document, ensure_ascii=False) if document else ""
+        content = text.encode("utf-8", "surrogatepass")
         if document is not None and _has_ids(content, ids):
             break
     else:
