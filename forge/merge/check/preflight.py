@@ -24,6 +24,7 @@ from forge.merge.check.parts import note_parts
 from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
 from forge.merge.check.resources import check_resources
 from forge.merge.check.routers import note_routers
+from forge.merge.check.result_tokens import check_result_tokens
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
     Subject,
@@ -33,11 +34,7 @@ from forge.merge.check.stack import (
     written_tensors,
 )
 from forge.merge.check.tensors import check_tensors
-from forge.merge.check.tokenizers import (
-    check_result_tokens,
-    check_tokenizers,
-    read_all_tokenizers,
-)
+from forge.merge.check.tokenizers import check_tokenizers, read_all_tokenizers
 from forge.merge.check.values import check_filters, check_values
 from forge.merge.plan import MergePlan, build_plan
 from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
