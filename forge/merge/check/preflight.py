@@ -23,8 +23,8 @@ from forge.merge.check.configs import check_configs, check_same_models
 from forge.merge.check.parts import note_parts
 from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
 from forge.merge.check.resources import check_resources
-from forge.merge.check.routers import note_routers
 from forge.merge.check.result_tokens import check_result_tokens
+from forge.merge.check.routers import note_routers
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
     Subject,

@@ -1,4 +1,4 @@
-"""Report what the result's own tokens do: where texts end, what is split otherwise, what is lost."""
+"""Report what the tokens of the result do: where texts end, what is split otherwise, or lost."""
 
 from __future__ import annotations
 
