@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -28,23 +29,32 @@ _MEMORY: Final = Path("/proc/meminfo")
 _PROCESSOR: Final = Path("/proc/cpuinfo")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to run.
 
     Attributes:
         model: The model, in evaluation mode.
-        tokenizer: Its tokenizer.
         backend: What loaded it and runs its linear layers: ``forge`` or ``transformers``.
         dtype: Type of activations and of all weights that are not quantized, such as ``float32``.
         checkpoint: Its files.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     backend: str
     dtype: str
     checkpoint: Checkpoint
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, loaded when it is first asked for: to time a model takes none.
+
+        Raises:
+            CheckpointError: There is none, or it is damaged.
+        """
+        from forge.runtime.generation import load_tokenizer
+
+        return load_tokenizer(self.model)
 
 
 def load_any(
@@ -60,7 +70,7 @@ def load_any(
         threads: Number of threads of torch, from now on and in this process; ``None`` leaves them.
 
     Returns:
-        The model with its tokenizer.
+        The model.
 
     Raises:
         CheckpointError: It cannot be found or is damaged, or neither forge nor transformers loads
@@ -85,8 +95,7 @@ def load_checkpoint(
     check_fits(checkpoint, device=device, dtype=chosen)
     try:
         import torch
-
-        from forge.runtime.generation import load_tokenizer
+        import transformers  # noqa: F401 - what loads any model needs it
     except ImportError as error:
         raise MissingExtraError(
             f"Running a model needs {error.name or 'torch'}. Install it with "
@@ -102,7 +111,7 @@ def load_checkpoint(
     else:
         model = _load_foreign(checkpoint, device=device, dtype=getattr(torch, chosen))
     model.train(False)
-    return LoadedModel(model, load_tokenizer(model), backend, chosen, checkpoint)
+    return LoadedModel(model, backend, chosen, checkpoint)
 
 
 def backend_for(checkpoint: Checkpoint) -> str:

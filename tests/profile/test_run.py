@@ -66,7 +66,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("profiled")
     tiny_checkpoint(root / "alpha")
-    tiny_checkpoint(root / "beta", seed=1)
+    # To time a model takes no tokenizer.
+    tiny_checkpoint(root / "beta", seed=1, with_tokenizer=False)
     tiny_checkpoint(root / "gamma", seed=2)
     return root
 
@@ -194,7 +195,7 @@ def test_one_byte_of_a_model_makes_another_session(
     tmp_path: Path, models: Path, machine: Machine
 ) -> None:
     tiny_checkpoint(tmp_path / "alpha")
-    tiny_checkpoint(tmp_path / "beta", seed=1)
+    tiny_checkpoint(tmp_path / "beta", seed=1, with_tokenizer=False)
     results = tmp_path / "r.db"
     profiled(models, results)
     # The same bytes somewhere else are the same models.

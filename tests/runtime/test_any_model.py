@@ -146,9 +146,11 @@ def test_wrong_options(options: dict[str, str], message: str, tmp_path: Path) ->
         load_any(str(tiny_checkpoint(tmp_path / "model")), **options)  # type: ignore[arg-type]
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_only_who_asks_for_a_tokenizer_needs_one(tmp_path: Path) -> None:
+    loaded = load_any(str(tiny_checkpoint(tmp_path / "model", with_tokenizer=False)))
+    assert loaded.model(torch.tensor([[1, 2]])).logits.shape[1] == 2
     with pytest.raises(CheckpointError, match="has no tokenizer that can be loaded"):
-        load_any(str(tiny_checkpoint(tmp_path / "model", with_tokenizer=False)))
+        _ = loaded.tokenizer
 
 
 def test_an_adapter_is_part_of_the_model(tmp_path: Path) -> None:

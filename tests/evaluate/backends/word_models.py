@@ -48,7 +48,9 @@ def loaded(model: transformers.PreTrainedModel, folder: Path, *, begin: bool = T
     saved(model, folder, begin=begin)
     checkpoint = open_checkpoint(ModelReference(str(folder)))
     dtype = str(model.dtype).removeprefix("torch.")
-    return LoadedModel(model.eval(), letter_tokenizer(begin=begin), "forge", dtype, checkpoint)
+    loaded = LoadedModel(model.eval(), "forge", dtype, checkpoint)
+    vars(loaded)["tokenizer"] = letter_tokenizer(begin=begin)
+    return loaded
 
 
 def requests(
