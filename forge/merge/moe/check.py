@@ -19,6 +19,7 @@ from forge.architectures.experts import (
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import read_tokenizer_files
+from forge.checkpoints.sidecars import layer_entries
 from forge.core.dtypes import DTYPES
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook, some
@@ -193,7 +194,7 @@ def _check_windows(base: Subject, family: ExpertFamily, notes: Notebook) -> None
     """Refuse kinds of layers that the family's config cannot tell apart."""
     if "layer_types" not in family.dropped:
         return
-    kinds = set(attention_kinds(base.text_config, base.num_layers))
+    kinds = set(attention_kinds(base))
     if len(kinds) > 1:
         notes.error(
             "layer-lists",
@@ -202,22 +203,16 @@ def _check_windows(base: Subject, family: ExpertFamily, notes: Notebook) -> None
         )
 
 
-def attention_kinds(config: Mapping[str, object], num_layers: int) -> list[str]:
+def attention_kinds(subject: Subject) -> list[str]:
     """Return the kind of attention of each layer of a dense model, as its loader finds it.
 
     Args:
-        config: Its ``config.json``.
-        num_layers: Its layers.
+        subject: The model.
     """
-    stated = config.get("layer_types")
-    if isinstance(stated, list) and len(stated) == num_layers:
-        return [str(kind) for kind in stated]
-    window, first = config.get("sliding_window"), config.get("max_window_layers", 28)
-    if config.get("use_sliding_window") is not True or window is None or type(first) is not int:
-        return ["full_attention"] * num_layers
-    return [
-        "sliding_attention" if number >= first else "full_attention" for number in range(num_layers)
-    ]
+    entries = layer_entries(
+        subject.architecture, subject.checkpoint.config, label=str(subject.reference)
+    )
+    return [str(entry.get("layer_types", "full_attention")) for entry in entries]
 
 
 def _check_shared_count(recipe: MoeRecipe, family: ExpertFamily, notes: Notebook) -> None:

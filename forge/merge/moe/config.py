@@ -51,7 +51,7 @@ def config_of(
         config.setdefault("rope_theta", _THETA)
     config |= _heads(base, config)
     if "layer_types" not in family.dropped:
-        config["layer_types"] = attention_kinds(ours, frame.num_layers)
+        config["layer_types"] = attention_kinds(base)
     config |= {
         family.num_experts_key: num_experts,
         "num_experts_per_tok": per_token,
