@@ -41,7 +41,15 @@ from forge.adapters.outputs import (
     sidecars,
     whole_tensors,
 )
-from forge.adapters.plan import Changed, Embeddings, Pairing, kept_share, pair_up, sort_changes
+from forge.adapters.plan import (
+    EXPERTS,
+    Changed,
+    Embeddings,
+    Pairing,
+    kept_share,
+    pair_up,
+    sort_changes,
+)
 from forge.adapters.scratch import Scratch
 from forge.adapters.truncation import Truncated, kept_energy, truncate
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -240,6 +248,7 @@ class _Extraction:
         self._check_ranks(factored)
         with Scratch(self._out) as scratch:
             ranks = self._ranks(factored, scratch)
+            _check_experts(factored, ranks)
             return self._write(factored, ranks, scratch, started)
 
     # -- what differs ----------------------------------------------------------------------
@@ -519,6 +528,15 @@ class _Extraction:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_experts(factored: Sequence[Changed], ranks: Mapping[str, int]) -> None:
+    experts = {ranks[change.name] for change in factored if EXPERTS in change.name}
+    if experts and experts != {max(ranks.values())}:
+        raise IncompatibleError(
+            "PEFT loads factors of experts only if all have one rank, the largest of the adapter. "
+            f"Give a rank alone (--rank) that is at most {min(experts)}."
+        )
 
 
 def _by_size(changes: Sequence[Changed]) -> list[Changed]:

@@ -101,6 +101,9 @@ def whole_tensors(changes: Sequence[Changed], pairing: Pairing) -> dict[str, str
             for leaf in ("weight", "bias"):
                 if f"{stem}{leaf}" in pairing.pairs:
                     found[f"{PREFIX}{change.module}.{leaf}"] = f"{stem}{leaf}"
+            if change.is_embedding and pairing.shares_embedding and pairing.vocabulary.head:
+                # PEFT ties what it knows by the name of the head, and loads both.
+                found[f"{PREFIX}{pairing.vocabulary.head}"] = change.name
     return found
 
 
@@ -126,8 +129,11 @@ def adapter_config(
     bias = "none"
     if biased:
         bias = "lora_only" if biased <= {change.module for change in factored} else "all"
-    saved = list(dict.fromkeys(change.module for change in changes if change.fate == "whole"))
-    keeps_tie = pairing.vocabulary.tied and not pairing.unties and _holds_embedding(pairing, saved)
+    whole = [change for change in changes if change.fate == "whole"]
+    saved = list(dict.fromkeys(change.module for change in whole))
+    keeps_tie = pairing.shares_embedding and any(change.is_embedding for change in whole)
+    if keeps_tie and pairing.vocabulary.head is not None:
+        saved.append(pairing.vocabulary.head.removesuffix(".weight"))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -148,11 +154,6 @@ def adapter_config(
         "use_dora": False,
         **({"ensure_weight_tying": True} if keeps_tie else {}),
     }
-
-
-def _holds_embedding(pairing: Pairing, saved: Sequence[str]) -> bool:
-    embedding = pairing.vocabulary.embedding
-    return embedding is not None and any(f"{module}.weight" == embedding for module in saved)
 
 
 def _targets(factored: Sequence[Changed], pairing: Pairing) -> list[str]:

@@ -26,6 +26,8 @@ Embeddings = Literal["skip", "full", "lora"]
 Fate = Literal["factors", "whole", "bias", "lost"]
 
 PREFIX: Final = "base_model.model."
+EXPERTS: Final = ".experts."
+_LOADABLE_EXPERTS: Final = frozenset({"mixtral"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,18 @@ class Pairing:
     pairs: Mapping[str, tuple[Side, Side]]
     unties: bool
     rows: int | None
+
+    @property
+    def has_foreign_experts(self) -> bool:
+        """Whether it has experts whose factors PEFT does not load from files of single experts."""
+        return self.architecture.name not in _LOADABLE_EXPERTS and any(
+            EXPERTS in name for name in self.pairs
+        )
+
+    @property
+    def shares_embedding(self) -> bool:
+        """Whether both models tie their heads to their embeddings."""
+        return self.vocabulary.tied and not self.unties
 
 
 def pair_up(tuned: Checkpoint, base: Checkpoint, *, embeddings: Embeddings) -> Pairing:
@@ -227,6 +241,8 @@ def _fate(pairing: Pairing, name: str, *, embeddings: Embeddings) -> Fate:
     shape = pairing.pairs[name][1].source.info(pairing.pairs[name][1].name).shape
     leaf = name.rpartition(".")[2]
     is_layer = pairing.architecture.layer_of(name) is not None
+    if pairing.has_foreign_experts and ".mlp." in name:
+        return "lost"
     if name in pairing.vocabulary.names:
         fates: dict[Embeddings, Fate] = {"skip": "lost", "full": "whole", "lora": "factors"}
         return fates[embeddings]

@@ -1,0 +1,91 @@
+"""PEFT loads what was extracted on the base, and the two together are the fine-tune again."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("peft")
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from forge.adapters.extract import Request, run_extract
+from forge.checkpoints.checkpoint import open_checkpoint
+from forge.recipes.reference import ModelReference
+from tests.architectures.tiny_models import tiny_model
+from tests.factory import from_bytes, read_values
+
+RANK = 3
+CASES = (
+    "llama", "llama biases", "gpt2", "phi3", "qwen2", "gpt_neox", "bloom", "falcon 7b", "mixtral",
+)  # fmt: skip
+
+
+def _tune(model: PreTrainedModel, *, embeddings: bool) -> None:
+    """Change every layer by a matrix of low rank, and every vector at will."""
+    ends = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter in ends and not embeddings:
+                continue
+            if parameter.ndim == 1:
+                parameter += 0.05 * torch.randn_like(parameter)
+                continue
+            *stack, rows, columns = parameter.shape
+            left = torch.randn(*stack, rows, RANK)
+            parameter += 0.01 * left @ torch.randn(*stack, RANK, columns)
+
+
+def _logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.arange(3, 40)[None]).logits
+    return logits
+
+
+def _check(tmp_path: Path, case: str, request: Request, *, embeddings: bool) -> Path:
+    base, out = tmp_path / "base", tmp_path / "adapter"
+    model = tiny_model(case)
+    model.save_pretrained(base)
+    _tune(model, embeddings=embeddings)
+    model.save_pretrained(tmp_path / "tuned")
+    result = run_extract(str(tmp_path / "tuned"), str(base), out, request)
+    assert result.kept > 0.9999
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
+    assert not [one for one in caught if "adapter keys" in str(one.message)]
+    assert torch.allclose(_logits(loaded.eval()), _logits(model), atol=2e-4)
+    expected = read_values(tmp_path / "tuned")
+    reference = ModelReference(str(base), lora=ModelReference(str(out)))
+    source = open_checkpoint(reference).source
+    assert set(source.names()) == set(expected)
+    for name in source.names():
+        info = source.info(name)
+        ours = from_bytes(source.read(name), info.dtype, info.shape)
+        assert np.allclose(ours, expected[name], atol=2e-6), name
+    source.close()
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_and_vectors(tmp_path: Path, case: str) -> None:
+    _check(tmp_path, case, Request(RANK, None, "skip", "float32"), embeddings=False)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_whole_embeddings(tmp_path: Path, case: str) -> None:
+    _check(tmp_path, case, Request(RANK, None, "full", "float32"), embeddings=True)
+
+
+def test_factors_of_embeddings(tmp_path: Path) -> None:
+    _check(tmp_path, "llama", Request(RANK, None, "lora", "float32"), embeddings=True)
+
+
+def test_a_share_of_the_energy(tmp_path: Path) -> None:
+    _check(tmp_path, "llama biases", Request(None, 0.999999, "skip", "float32"), embeddings=False)
