@@ -114,7 +114,7 @@ def load_recipe(
 
     recipe = load_merge_recipe(find_recipe(str(config)), METHODS)
     if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=_checked_seed(seed))
+        recipe = recipe.with_seed(_checked_seed(seed))
     if max_shard_size is not None:
         recipe = dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
     return recipe
@@ -137,7 +137,7 @@ def check(config: str | Path | MergeRecipe | MoeRecipe, *, out: Path | None = No
     """
     from forge.merge.check.preflight import check_merge
     from forge.merge.moe.run import check_moe, open_moe
-    from forge.merge.run import open_models
+    from forge.merge.stages import open_models
     from forge.recipes.moe_types import MoeRecipe
 
     if isinstance(config, (str, Path)):
@@ -206,7 +206,7 @@ def merge(
     """
     recipe = _recipe(config)
     if seed is not None:
-        recipe = dataclasses.replace(recipe, seed=_checked_seed(seed))
+        recipe = recipe.with_seed(_checked_seed(seed))
     if engine == "mergekit":
         from forge.merge.engine_mergekit import run_with_mergekit
 
@@ -218,11 +218,14 @@ def merge(
     return run_merge(recipe, out, threads=threads, overwrite=overwrite, progress=progress)
 
 
-def load_moe_recipe(config: str | Path, *, max_shard_size: str | None = None) -> MoeRecipe:
+def load_moe_recipe(
+    config: str | Path, *, seed: int | None = None, max_shard_size: str | None = None
+) -> MoeRecipe:
     """Find and load a recipe for a mixture of experts.
 
     Args:
         config: Path of a YAML file, or the name of one under ``merge_configs/``.
+        seed: Replaces the recipe's seed; from 0 to 2^64 - 1.
         max_shard_size: Replaces the recipe's largest file, such as ``5GB``.
 
     Returns:
@@ -235,9 +238,11 @@ def load_moe_recipe(config: str | Path, *, max_shard_size: str | None = None) ->
     from forge.recipes.moe_recipe import load_moe_recipe as load
 
     recipe = load(find_recipe(str(config)))
-    if max_shard_size is None:
-        return recipe
-    return dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
+    if seed is not None:
+        recipe = dataclasses.replace(recipe, seed=_checked_seed(seed))
+    if max_shard_size is not None:
+        recipe = dataclasses.replace(recipe, max_shard_size=_checked_size(max_shard_size))
+    return recipe
 
 
 def is_moe(config: str | Path) -> bool:
@@ -252,10 +257,10 @@ def is_moe(config: str | Path) -> bool:
     Raises:
         RecipeError: There is no such recipe, or it is no YAML.
     """
-    from forge.recipes.document import read_document
+    from forge.recipes.document import read_documents
     from forge.recipes.merge_recipe import find_recipe
 
-    value = read_document(find_recipe(str(config))).value
+    value = read_documents(find_recipe(str(config)))[-1].value
     return isinstance(value, dict) and "experts" in value and "merge_method" not in value
 
 

@@ -27,8 +27,8 @@ SURFACE = {
     "inspect": "(folder: 'Path') -> 'Inspection'",
     "is_moe": "(config: 'str | Path') -> 'bool'",
     "lint": "(path: 'Path') -> 'LintReport'",
-    "load_moe_recipe": "(config: 'str | Path', *, max_shard_size: 'str | None' = None) "
-    "-> 'MoeRecipe'",
+    "load_moe_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
+    "max_shard_size: 'str | None' = None) -> 'MoeRecipe'",
     "load_quantize_recipe": "(config: 'str | Path | None' = None, *, options: "
     "'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "

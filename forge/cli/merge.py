@@ -24,7 +24,8 @@ _OUTPUTS: Final = Path("merges")
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 
 
-def _read_seed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+def read_seed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Read the value of ``--seed``; for click."""
     # Not click's own range: it would fill the help with a limit of 20 digits.
     if text is None:
         return None
@@ -45,7 +46,7 @@ def _read_seed(ctx: click.Context, parameter: click.Parameter, text: str | None)
     "--threads", metavar="N", type=click.IntRange(1, 1024), help="Worker threads.  [default: cores]"
 )
 @click.option(
-    "--seed", callback=_read_seed, metavar="N", help="Seed of random drops, not the recipe's."
+    "--seed", callback=read_seed, metavar="N", help="Seed of random drops, not the recipe's."
 )
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file to write, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of forge.")

@@ -9,7 +9,7 @@ import click
 
 from forge import api
 from forge.cli import console
-from forge.cli.merge import default_name, merge_record, merge_summary
+from forge.cli.merge import default_name, merge_record, merge_summary, read_seed
 from forge.cli.options import RESUMABLE_KEY, debug_option, json_option
 from forge.cli.progress import open_progress
 from forge.core.errors import IncompatibleError
@@ -31,6 +31,9 @@ _OUTPUTS: Final = Path("merges")
 @click.option(
     "--threads", metavar="N", type=click.IntRange(1, 1024), help="Worker threads.  [default: cores]"
 )
+@click.option(
+    "--seed", callback=read_seed, metavar="N", help="Seed of random routers, not the recipe's."
+)
 @click.option("--max-shard-size", metavar="SIZE", help="Largest file to write, such as 5GB.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of forge.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
@@ -43,6 +46,7 @@ def command(
     config: str,
     out: Path | None,
     threads: int | None,
+    seed: int | None,
     max_shard_size: str | None,
     overwrite: bool,
     dry_run: bool,
@@ -55,7 +59,7 @@ def command(
     norms and embeddings are the base's, the experts' MLPs are copied, and routers are made from
     prompts. A run that was stopped is resumed by the same command.
     """
-    recipe = api.load_moe_recipe(config, max_shard_size=max_shard_size)
+    recipe = api.load_moe_recipe(config, seed=seed, max_shard_size=max_shard_size)
     target = out if out is not None else _OUTPUTS / default_name(recipe)
     if dry_run:
         _show_plan(recipe, target, as_json=as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,13 @@ from hypothesis import strategies as st
 from forge import api
 from forge.merge.moe.gates import random_rows, rows_of_prompts
 from forge.recipes.moe_recipe import parse_moe_recipe
-from tests.factory import read_values, tiny_checkpoint, write_tokenizer
+from tests.factory import (
+    read_values,
+    tiny_checkpoint,
+    to_bytes,
+    write_safetensors,
+    write_tokenizer,
+)
 
 TOKENS = list(range(1, 25))
 PROMPTS = (
@@ -319,6 +326,58 @@ def test_a_build_is_whole_hashed_and_not_repeated(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "mixture of experts (mixtral)" in card
     assert str(tmp_path) not in card
+
+
+def test_a_build_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge.checkpoints.sink import TensorSink
+
+    base = tiny_checkpoint(tmp_path / "base")
+    other = tiny_checkpoint(tmp_path / "other", tune=1)
+    recipe = parse_moe_recipe(recipe_of(base, [base, other], mode="hidden"))
+    whole = api.moe(recipe, tmp_path / "whole", threads=1)
+    finish = TensorSink.finish
+
+    def stop(sink: TensorSink, name: str, **record: Any) -> None:
+        if len(sink.done) == 9:
+            raise KeyboardInterrupt
+        finish(sink, name, **record)
+
+    monkeypatch.setattr(TensorSink, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        api.moe(recipe, tmp_path / "out", threads=1)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists()
+    result = api.moe(recipe, tmp_path / "out", threads=1)
+    assert result.resumed_tensors == 9
+    assert result.manifest["content_digest"] == whole.manifest["content_digest"]
+
+
+def test_an_adapter_makes_an_expert(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", dtype="F32")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    rows, factors = {}, {}
+    generator = np.random.default_rng(1)
+    for layer in (0, 1):
+        name = f"model.layers.{layer}.mlp.up_proj"
+        a, b = (generator.normal(size=s).astype(np.float32) for s in ((2, 16), (32, 2)))
+        factors[f"{name}.weight"] = 1.5 * (b @ a)
+        for letter, values in (("A", a), ("B", b)):
+            rows[f"base_model.model.{name}.lora_{letter}.weight"] = (
+                "F32", values.shape, to_bytes(values, "F32"),
+            )  # fmt: skip
+    write_safetensors(adapter / "adapter_model.safetensors", rows)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    value = recipe_of(base, [base, base])
+    value["experts"][1]["source_model"] = f"{base}+{adapter}"  # type: ignore[index]
+    found, own = read_values(build(value, tmp_path / "out")), read_values(base)
+    for layer in (0, 1):
+        dense, at = f"model.layers.{layer}.mlp", f"model.layers.{layer}.block_sparse_moe.experts"
+        tuned = own[f"{dense}.up_proj.weight"] + factors[f"{dense}.up_proj.weight"]
+        np.testing.assert_allclose(found[f"{at}.1.w3.weight"], tuned, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found[f"{at}.0.w3.weight"], own[f"{dense}.up_proj.weight"])
+        np.testing.assert_array_equal(found[f"{at}.1.w2.weight"], own[f"{dense}.down_proj.weight"])
 
 
 def test_dtype_is_written_and_stated(tmp_path: Path) -> None:
