@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("peft")
 
 from peft import IA3Config, PeftConfig, TrainableTokensConfig
 
+from forge.checkpoints.lora.config import read_adapter_config
 from tests.factory import read_values
 from tests.oracle.peft_adapters import (
     lora,
@@ -84,6 +86,13 @@ def test_equals_peft(tmp_path: Path, form: str) -> None:
     base = write_base(tmp_path / "base", case)
     adapter = write_adapter(base, tmp_path / "adapter", config)
     _compare(base, adapter, tmp_path / "theirs", rounds_apart=form in ROUNDS_APART)
+
+
+def test_what_peft_writes_by_default_has_no_unknown_key(tmp_path: Path) -> None:
+    keys = lora("q_proj").to_dict()
+    keys["target_modules"] = ["q_proj"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(keys))
+    assert read_adapter_config(tmp_path).rank == 4
 
 
 TIED: dict[str, PeftConfig] = {
