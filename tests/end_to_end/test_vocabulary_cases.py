@@ -354,3 +354,17 @@ def test_a_parent_of_another_tokenizer_altogether(
         )
         assert run(["merge", str(path), "--out", str(tmp_path / source)]) == code
         assert say in capsys.readouterr().err
+
+
+def test_a_quantized_model_keeps_every_file_of_its_tokenizer(tmp_path: Path) -> None:
+    root = model(tmp_path / "model", library(320, TOWER), 384, model_type="llama", hidden=64)
+    (root / "chat_template.jinja").write_text("{{ one }}")
+    (root / "additional_chat_templates").mkdir()
+    (root / "additional_chat_templates" / "tool.jinja").write_text("{{ two }}")
+    (root / "added_tokens.json").write_text(json.dumps({TOWER[0]: 320}))
+    out = tmp_path / "quantized"
+    options = ["--method", "rtn", "--format", "compressed-tensors", "--group-size", "32"]
+    assert run(["quantize", str(root), *options, "--out", str(out)]) == 0
+    kept = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
+    for name in (*kept, "additional_chat_templates/tool.jinja", "generation_config.json"):
+        assert (out / name).read_bytes() == (root / name).read_bytes(), name

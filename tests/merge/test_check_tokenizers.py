@@ -178,6 +178,15 @@ def test_tokens_beyond_the_rows_are_warned_of(tmp_path: Path) -> None:
     assert "tokenizer-rows" not in {finding.code for finding in report.findings}
 
 
+def test_a_count_that_is_not_the_rows_is_warned_of_and_repaired(pair: tuple[Path, Path]) -> None:
+    edit(pair[0] / "config.json", lambda config: config.update(vocab_size=16))
+    messages = [f.message for f in check(task(*pair)).findings if f.code == "tokenizer-rows"]
+    assert len(messages) == 1
+    assert "states vocab_size 16, but its embedding has 32 rows" in messages[0]
+    report = check(task(*pair, tokenizer={"source": "base"}))
+    assert {finding.code for finding in report.findings} == {"vocabulary"}
+
+
 def test_a_tokenizer_that_does_not_run_is_a_notice(pair: tuple[Path, Path]) -> None:
     decoder = {"type": "FromTheFuture"}
     edit(pair[1] / "tokenizer.json", lambda document: document.update(decoder=decoder))

@@ -92,8 +92,15 @@ def check_tokenizers(
 
 
 def _check_rows(lead: Subject, tokenizer: Tokenizer | None, notes: Notebook) -> None:
-    """Report tokens that the result would have no row for."""
-    rows = lead.vocab_rows
+    """Report tokens that the result would have no row for, and a count that is not the rows'."""
+    rows, stated = lead.vocab_rows, lead.text_config.get("vocab_size")
+    if type(stated) is int and rows is not None and stated != rows:
+        notes.warning(
+            "tokenizer-rows",
+            f"config.json of {lead.reference} states vocab_size {stated:,}, but its embedding has "
+            f"{rows:,} rows, so loaders will refuse the result. Add 'tokenizer: {{source: base}}', "
+            "which states what is there, or repair the file.",
+        )
     if tokenizer is None or rows is None:
         return
     beyond = [token for token, number in tokenizer.ids.items() if number >= rows]
