@@ -15,6 +15,7 @@ from typing import Final
 from forge.architectures.names import architecture_of
 from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.grid import grid_warning
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import ForgeError, RecipeError
@@ -74,6 +75,10 @@ def check_merge(
                 notes.warning("adapter-base", message)
             else:
                 notes.notice("source", message)
+    for reference in recipe.references():
+        warning = grid_warning(checkpoints[reference])
+        if warning is not None:
+            notes.warning("grid", warning)
     subjects = _subjects(recipe, checkpoints, notes)
     note_parts(subjects, leader(recipe), notes)
     slices = _slices(recipe, subjects, notes)
