@@ -18,6 +18,7 @@ from forge.architectures.blocks import Linear, is_kept, quantizable_linears
 from forge.architectures.names import architecture_of, layers_present
 from forge.architectures.table import Architecture
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from forge.checkpoints.grid import grid_warning
 from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable
 from forge.core.catalog import did_you_mean
@@ -113,6 +114,9 @@ def check_quantize(
         # What could not be folded is known from the headers, too.
         planned_changes(checkpoint, keep=recipe.keep)
     plan = build_plan(recipe, checkpoint)
+    warning = grid_warning(checkpoint)
+    if warning is not None:
+        plan = replace(plan, notices=(*plan.notices, warning))
     shortage = None if out is None else _shortage(out, plan)
     if shortage is not None:
         # Before the calibration; the sink judges a resumed run.
