@@ -13,6 +13,7 @@ last slice, which gives the head, is.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Protocol, runtime_checkable
 
 from forge.architectures.table import Architecture
 
@@ -64,3 +65,15 @@ def head_names(
         if is_head_weight(head, architecture) and any(head in names for names in untied)
     ]
     return tuple(found[:1]) or architecture.heads[:1]
+
+
+@runtime_checkable
+class StandsIn(Protocol):
+    """A tied model's tensors, whose head is not its embedding row by row.
+
+    Where its rows are put in the order of another vocabulary, it borrows rows of tokens that it
+    lacks: for the embedding from others' embeddings, for the head from others' heads.
+    """
+
+    def stands_in(self, name: str) -> bool:
+        """Return whether a head can be read by its name, though the model's files have none."""

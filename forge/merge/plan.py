@@ -24,7 +24,7 @@ from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import IncompatibleError
 from forge.merge.contract import Stream
-from forge.merge.heads import head_names, head_of, is_head_weight
+from forge.merge.heads import StandsIn, head_names, head_of, is_head_weight
 from forge.recipes.merge_types import MergeRecipe, OutputSlice, OutputSource
 from forge.recipes.parameters import MethodRow, ParameterValue
 from forge.recipes.reference import ModelReference
@@ -518,6 +518,9 @@ class _Builder:
         """Name the tensor of one model that enters a place."""
         part, name = place.part, place.template
         if place.layer is None:
+            source = self._sources[model]
+            if isinstance(source, StandsIn) and source.stands_in(name):
+                return JobInput(model, name)
             name = head_of(
                 name,
                 self._architectures[model],

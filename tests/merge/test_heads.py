@@ -16,11 +16,12 @@ from tests.factory import read_values, tiny_checkpoint, to_bytes, write_safetens
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 VALUES = {"weight": 0.5, "t": 0.3, "density": 0.5}
-# passthrough has one model, so nothing to mix.
+# passthrough has one model, so nothing to mix; what statistics say of a head is tested with them.
+WITHOUT = ("passthrough", "regmean", "fisher")
 MIXING = {
     row.name
     for row in METHODS
-    if row.name != "passthrough" and all(p.name in VALUES for p in row.parameters if p.required)
+    if row.name not in WITHOUT and all(p.name in VALUES for p in row.parameters if p.required)
 }
 
 
@@ -165,3 +166,29 @@ def test_stacks_of_tied_and_untied_ends(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             model.model.embed_tokens.weight.detach().numpy(), read_values(first)[EMBEDDING]
         )
+
+
+@pytest.mark.parametrize("is_base_tied", [True, False])
+def test_rows_of_new_tokens_come_from_heads_for_the_head(
+    tmp_path: Path, is_base_tied: bool
+) -> None:
+    """A model that lacks a token borrows the row, so its task vector there is zero."""
+    base = tiny_checkpoint(tmp_path / "base", tie=is_base_tied)
+    other = tiny_checkpoint(
+        tmp_path / "other", tune=1, tie=not is_base_tied, vocab=40, extra_tokens=["zoster"]
+    )
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [{"model": str(other), "parameters": {"weight": 0.5}}],
+        "tokenizer": {"source": "union"},
+    }
+    run_merge(parse_merge_recipe(recipe, METHODS), tmp_path / "out", threads=1)
+    found, theirs = read_values(tmp_path / "out"), read_values(other)
+    token = json.loads((other / "tokenizer.json").read_text())["model"]["vocab"]["zoster"]
+    head = EMBEDDING if not is_base_tied else HEAD
+    np.testing.assert_array_equal(found[EMBEDDING][token], theirs[EMBEDDING][token])
+    np.testing.assert_array_equal(found[HEAD][token], theirs[head][token])
+    ours = read_values(base)
+    mean = (ours[EMBEDDING if is_base_tied else HEAD][4] + theirs[head][4]) / 2
+    np.testing.assert_allclose(found[HEAD][4], mean, rtol=2**-7, atol=1e-5)

@@ -26,6 +26,7 @@ from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import IncompatibleError, OutputError
+from forge.merge.heads import is_head_weight
 from forge.merge.vocabulary.types import RowMap, RowOrigin, VocabularyPlan
 from forge.recipes.reference import ModelReference
 
@@ -60,6 +61,7 @@ class RemappedSource:
         plan: The vocabulary.
         others: Tensors and families of all models, for rows that this one lacks.
         folder: Where the rearranged tensors are written, in files without a name.
+        is_tied: Whether its embedding is its head, which can then be read under the head's name.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class RemappedSource:
         plan: VocabularyPlan,
         others: Mapping[ModelReference, tuple[TensorSource, Architecture]],
         folder: Path,
+        is_tied: bool = False,
     ) -> None:
         self._own = own
         self._row_map = row_map
@@ -81,6 +84,12 @@ class RemappedSource:
             name for name in own.names() if architecture.vocabulary_axis(name) == 0
         )
         self._heads = frozenset(architecture.heads)
+        embedding = next((name for name in architecture.embeddings if name in own.names()), None)
+        self._stand_ins = {
+            head: embedding
+            for head in architecture.heads
+            if is_tied and embedding is not None and is_head_weight(head, architecture)
+        }
         self._views: dict[str, memoryview] = {}
         self._lock = threading.Lock()
 
@@ -111,14 +120,15 @@ class RemappedSource:
         Raises:
             CheckpointError: There is no such tensor.
         """
-        tensor = self._own.info(name)
-        if name not in self._remapped:
+        tensor = self._own.info(self._stand_ins.get(name, name))
+        if name not in self._remapped and name not in self._stand_ins:
             return tensor
         row_bytes = _row_bytes(tensor)
         shape = (self._plan.num_rows, *tensor.shape[1:])
         # It lies in no file of the model, so no reader may take an offset into one from here.
         return replace(
             tensor,
+            name=name,
             shape=shape,
             file=self._folder / "rearranged",
             offset=0,
@@ -139,7 +149,7 @@ class RemappedSource:
             IncompatibleError: Another model has no such embedding to take rows from.
             OutputError: The folder is full or cannot be written.
         """
-        if name not in self._remapped:
+        if name not in self._remapped and name not in self._stand_ins:
             return self._own.read(name)
         with self._lock:
             if name not in self._views:
@@ -152,7 +162,15 @@ class RemappedSource:
         Args:
             name: The tensor.
         """
-        self._own.prefetch(name)
+        self._own.prefetch(self._stand_ins.get(name, name))
+
+    def stands_in(self, name: str) -> bool:
+        """Return whether a name is that of the head that a tied model's embedding stands in for.
+
+        Args:
+            name: The tensor.
+        """
+        return name in self._stand_ins
 
     def files(self) -> tuple[Path, ...]:
         """Return the model's weight files, for hashing."""
@@ -165,9 +183,10 @@ class RemappedSource:
         self._own.close()
 
     def _arrange(self, name: str) -> memoryview:
-        tensor = self._own.info(name)
+        stored = self._stand_ins.get(name, name)
+        tensor = self._own.info(stored)
         num_rows, row_bytes = self._plan.num_rows, _row_bytes(tensor)
-        own_VB = _rows(self._own.read(name), row_bytes)
+        own_VB = _rows(self._own.read(stored), row_bytes)
         own = np.array(self._row_map.own, np.int64)
         lenders = self._lenders(name, tensor)
         step = max(1, _CHUNK_BYTES // max(1, row_bytes))
@@ -265,6 +284,7 @@ def remap(
             plan=plan,
             others=families,
             folder=folder,
+            is_tied=architecture.is_tied(checkpoints[name].config),
         )
         if name in plan.rows
         else source
