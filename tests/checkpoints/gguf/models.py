@@ -50,16 +50,20 @@ SIZES = {
 }
 
 
-def tiny_gguf(case: str, root: Path, *, kind: Any = "F32", **extra: object) -> TinyGguf:
+def tiny_gguf(
+    case: str, root: Path, *, kind: Any = "F32", rows: int | None = None, **extra: object
+) -> TinyGguf:
     """Save a tiny model in ``root/hf``, and as GGUF in ``root/gguf``.
 
     Args:
         case: A name in ``ARCHITECTURES``.
         root: A folder; it is made.
         kind: As for ``write_gguf``.
+        rows: Tokens of the vocabulary.
         extra: More metadata by key, with ``__`` for a dot.
     """
-    model = save_tiny(case, root / "hf", sizes=SIZES.get(case))
+    sizes = dict(SIZES.get(case, {})) | ({} if rows is None else {"vocab_size": rows})
+    model = save_tiny(case, root / "hf", sizes=sizes)
     config = model.config
     weights = load_file(root / "hf" / "model.safetensors")
     heads, layers = config.num_attention_heads, config.num_hidden_layers
