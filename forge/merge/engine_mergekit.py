@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from forge import __version__
+from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.checkpoints.disk import sync_tree
 from forge.checkpoints.hashing import checksum_of_range, content_digest, record_files
@@ -88,6 +89,7 @@ def run_with_mergekit(
         )
     check_replaceable(out, overwrite=overwrite)
     content = mergekit_recipe(recipe)
+    _refuse_mixed_ties(recipe)
     partial = out.resolve().with_name(out.resolve().name + PARTIAL_SUFFIX)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +176,30 @@ def _write_card(recipe: MergeRecipe, content: Mapping[str, object], folder: Path
     )
     for name, text in card.items():
         (folder / name).write_bytes(text)
+
+
+def _refuse_mixed_ties(recipe: MergeRecipe) -> None:
+    """Refuse what mergekit writes as another model than it merged, without a word.
+
+    It puts one model's config.json beside the head of another: read as tied, the head is ignored.
+    """
+    ties: dict[bool, list[str]] = {}
+    for model in recipe.references():
+        try:
+            checkpoint = open_checkpoint(model, weights=False, stored=True)
+        except CheckpointError:
+            # mergekit reads formats that forge refuses.
+            continue
+        names = checkpoint.source.names()
+        is_tied = architecture_of(checkpoint.config, tensor_names=names).is_tied(checkpoint.config)
+        ties.setdefault(is_tied, []).append(str(model))
+        checkpoint.source.close()
+    if len(ties) > 1:
+        raise IncompatibleError(
+            f"{ties[True][0]} is tied (the embedding is the head) but {ties[False][0]} is not, "
+            "which mergekit merges into a checkpoint that loaders read as another model: use "
+            "forge's own engine."
+        )
 
 
 def _inputs(recipe: MergeRecipe) -> tuple[list[dict[str, object]], list[str]]:

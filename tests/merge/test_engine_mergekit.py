@@ -122,6 +122,25 @@ def test_what_mergekit_cannot_do_is_refused(
         mergekit_recipe(recipe)
 
 
+def test_tied_and_untied_models_are_refused(folder: Path) -> None:
+    pytest.importorskip("mergekit")
+    tiny_checkpoint(folder / "tied", tie=True)
+    models = [{"model": "base"}, {"model": "tied"}]
+    with pytest.raises(IncompatibleError, match=r"^tied is tied .* but base is not, which mergek"):
+        api.merge(write(folder, models=models), Path("out"), engine="mergekit")
+    assert not (folder / "out").exists()
+
+
+def test_slices_with_methods_of_their_own_are_refused(folder: Path) -> None:
+    source = {"model": "tuned", "layer_range": [0, 1]}
+    part = {"merge_method": "linear", "parameters": {"weight": 1}, "sources": [source]}
+    recipe = api.load_recipe(
+        write(folder, merge_method="passthrough", models=None, parameters=None, slices=[part])
+    )
+    with pytest.raises(IncompatibleError, match="one merge_method for all slices"):
+        mergekit_recipe(recipe)
+
+
 def test_a_stopped_merge_leaves_nothing_behind(folder: Path) -> None:
     pytest.importorskip("mergekit")
     write(folder)
