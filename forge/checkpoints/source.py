@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shlex
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError
 
 SINGLE_FILE: Final = "model.safetensors"
+CONVERT_PICKLED: Final = (
+    "import sys, transformers as t; t.AutoModelForCausalLM.from_pretrained(sys.argv[1], "
+    "dtype='auto', weights_only=True).save_pretrained(sys.argv[2])"
+)
+"""Python that writes safetensors; ``weights_only`` makes torch refuse whatever is no tensor."""
 
 
 class TensorSource(Protocol):
@@ -285,10 +291,13 @@ def _explain_no_weights(root: Path, label: str) -> str:
         return f"{start}: it is a LoRA adapter. Write it behind its base model: 'base+{label}'."
     if any(name.endswith(".gguf") for name in present):
         return f"{start}, only GGUF, which can be merged and quantized, and not be used here."
-    if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in present):
+    pickled = [name for name in present if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        old, new = shlex.quote(label), shlex.quote(f"{label.rstrip('/')}-safetensors")
         return (
-            f"{start}, only pickled weights, which can run any code when they are loaded. "
-            "Convert the model to safetensors first (save_pretrained does it)."
+            f"{start}, only pickled weights ('{pickled[0]}'), which can run any code when they are "
+            "loaded. Convert them with a loader that runs none, and copy the tokenizer's files: "
+            f'python -c "{CONVERT_PICKLED}" {old} {new}'
         )
     others = [name for name in present if name.endswith(".safetensors")]
     if others:

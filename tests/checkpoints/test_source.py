@@ -216,7 +216,7 @@ def test_two_equal_sets_of_files_are_read_with_a_notice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "hint"),
     [
-        ("pytorch_model.bin", "pickled"), ("model.Q4_K.gguf", "GGUF"),
+        ("pytorch_model.bin", "weights_only=True"), ("model.Q4_K.gguf", "GGUF"),
         ("adapter_config.json", "base+m"), ("other.safetensors", "Rename"),
         ("readme.txt", "folder of a model"),
     ],
