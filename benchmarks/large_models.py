@@ -16,23 +16,34 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from benchmarks.models import (
+    BASE_SCALE,
     LLAMA_2_70B,
     LLAMA_3_70B,
+    TUNE_SCALE,
     TUNES,
     Family,
     ModelShape,
     config_of,
+    round_to_bf16,
     write_sparse_weights,
+    write_weights,
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+BLOCK_OF_70B: Final = replace(LLAMA_3_70B, layers=1, vocab=512)
+"""856 million parameters: one decoder block of Llama-3-70B, and next to no vocabulary."""
 _NUM_SPECIAL: Final = 256
+_PATTERN: Final = 8_000_009
+"""A prime number of values, so that no row of a matrix repeats another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,27 @@ class LargeModel:
         for tune in TUNES:
             shutil.copytree(base, root / tune, copy_function=os.link)
         return Family(base, tuple(root / tune for tune in TUNES))
+
+
+def write_block_family(root: Path, shape: ModelShape = BLOCK_OF_70B) -> Family:
+    """Write a base and two fine-tunes of one decoder block of Llama-3-70B, 1.7 GB each.
+
+    Their values are those of ``benchmarks.models``, a few million of them over and over: at every
+    place the three models differ as a base and its fine-tunes do, and writing takes seconds.
+    """
+    pattern = _noise(0, BASE_SCALE)
+    models = [pattern, *(pattern + _noise(seed, TUNE_SCALE) for seed in (1, 2))]
+    for name, values in zip(("base", *TUNES), models, strict=True):
+        folder = root / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config_of(shape)))
+        write_tokenizer(folder, shape.vocab)
+        write_weights(folder, shape.tensors(), round_to_bf16(values))
+    return Family(root / "base", tuple(root / tune for tune in TUNES))
+
+
+def _noise(seed: int, scale: np.float32) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(_PATTERN, np.float32) * scale
 
 
 def write_tokenizer(folder: Path, num_tokens: int) -> None:

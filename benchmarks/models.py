@@ -275,6 +275,23 @@ def write_sparse_weights(
     )
 
 
+def write_weights(folder: Path, tensors: Mapping[str, tuple[int, ...]], pattern: Bits) -> None:
+    """Write one weight file that holds a run of bfloat16 values over and over.
+
+    Args:
+        folder: It must exist.
+        tensors: Shapes by name, in file order.
+        pattern: The values, as bits.
+    """
+    with (folder / "model.safetensors").open("wb") as file:
+        _write_header(file, tensors)
+        left = sum(map(math.prod, tensors.values()))
+        while left:
+            part = pattern[:left]
+            part.tofile(file)
+            left -= part.size
+
+
 def _cut(
     tensors: Mapping[str, tuple[int, ...]], num_parts: int
 ) -> Iterator[dict[str, tuple[int, ...]]]:
