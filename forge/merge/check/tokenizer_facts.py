@@ -138,6 +138,7 @@ def _values(
     config: Mapping[str, object] = {} if tokenizer is None else tokenizer.config
     yield "class", _text(config.get("tokenizer_class"))
     yield "model", None if tokenizer is None else tokenizer.kind
+    yield "merges", None if tokenizer is None else _length(tokenizer.model().get("merges"))
     yield "tokens", None if tokenizer is None else len(tokenizer.ids)
     yield "highest_id", max(tokenizer.ids.values(), default=None) if tokenizer else None
     yield "rows", rows
@@ -147,9 +148,14 @@ def _values(
     yield "special_tokens", None if added is None else sum(e.get("special") is True for e in added)
     for part in WORDS:
         yield part, _token(tokenizer, part)
-    ids = special_ids(checkpoint)
+    ids = {key: _listed(value) for key, value in special_ids(checkpoint).items()}
+    wanted = frozenset(item for items in ids.values() for item in items if type(item) is int)
+    names: dict[object, str] = {}
+    if tokenizer is not None:
+        # One pass for all parts; a vocabulary is long.
+        names = {number: token for token, number in tokenizer.ids.items() if number in wanted}
     for key in SPECIAL_IDS:
-        yield key, _ids(ids.get(key), tokenizer)
+        yield key, _ids(ids.get(key, []), names)
     document = None if tokenizer is None else tokenizer.document
     for key in _SECTIONS:
         yield key, None if document is None else _outline(document.get(key))
@@ -176,13 +182,16 @@ def _token(tokenizer: Tokenizer | None, part: str) -> str | None:
     return f"{word} = {'no token' if number is None else number}"
 
 
-def _ids(value: object, tokenizer: Tokenizer | None) -> str | None:
+def _length(value: object) -> int | None:
+    return len(value) if isinstance(value, list) else None
+
+
+def _listed(value: object) -> list[object]:
+    return [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+
+
+def _ids(numbers: Sequence[object], names: Mapping[object, str]) -> str | None:
     """Return ids with their tokens, as the configuration in force gives them."""
-    numbers = [item for item in (value if isinstance(value, list) else [value]) if item is not None]
-    wanted = frozenset(item for item in numbers if type(item) is int)
-    names: dict[object, str] = {}
-    if tokenizer is not None:
-        names = {number: token for token, number in tokenizer.ids.items() if number in wanted}
     shown = [
         f"{json.dumps(item)} {names[item]}" if type(item) is int and item in names
         else json.dumps(item)
