@@ -87,7 +87,8 @@ def dequantize(source: TensorSource, config: Mapping[str, object], *, found: str
     if declared is None:
         raise CheckpointError(
             f"'{label}' is quantized ({found}), and its config.json has no quantization_config "
-            "that says how. Restore the config.json that belongs to these files."
+            "that says how. Restore the config.json that belongs to these files; what older tools "
+            "wrote into quantize_config.json belongs there, with its quant_method."
         )
     method = declared.get("quant_method")
     if method is None and "config_groups" in declared:

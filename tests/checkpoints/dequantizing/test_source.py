@@ -28,6 +28,7 @@ from tests.checkpoints.dequantizing.folders import (
     stored,
     write,
 )
+from tests.factory import write_safetensors
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [4, 8]}
 
@@ -298,3 +299,31 @@ def test_a_config_without_a_type_leaves_that_of_the_library(many: Path) -> None:
         (many / "config.json").write_text(json.dumps({**config, "torch_dtype": key}))
         source = opened(many).source
         assert source.info("model.layers.3.mlp.up_proj.weight").dtype == dtype
+
+
+def test_an_adapter_on_a_quantized_model_is_merged_into_its_numbers(tmp_path: Path) -> None:
+    """What QLoRA trained: the adapter on the decoded weight, rounded once."""
+    codes, scales, _ = _fp8((16, 24), (4, 3))
+    quantized = write(
+        tmp_path / "quantized",
+        {WEIGHT: stored("F8_E4M3", codes), f"{WEIGHT}_scale_inv": stored("F32", scales)}, FP8,
+    )  # fmt: skip
+    dense = write(tmp_path / "dense", {WEIGHT: stored("BF16", read(quantized))}, None)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    random = np.random.default_rng(1)
+    prefix = f"base_model.model.{MODULE}"
+    write_safetensors(adapter / "adapter_model.safetensors", {
+        f"{prefix}.lora_A.weight": stored("F32", random.standard_normal((2, 24))),
+        f"{prefix}.lora_B.weight": stored("F32", random.standard_normal((16, 2))),
+    })  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+    }))  # fmt: skip
+    both = [
+        open_checkpoint(ModelReference(str(base), lora=ModelReference(str(adapter))))
+        for base in (quantized, dense)
+    ]
+    assert bytes(both[0].source.read(WEIGHT)) == bytes(both[1].source.read(WEIGHT))
+    assert bytes(both[0].source.read(WEIGHT)) != bytes(opened(dense).source.read(WEIGHT))
+    assert any("not in full precision" in text for text in both[0].notices)
