@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forge.merge.vocabulary.tokens import Tokenizer
 from forge.recipes.reference import ModelReference
@@ -54,3 +54,14 @@ class VocabularyPlan:
     notices: tuple[str, ...]
     tokenizer: Tokenizer = field(compare=False, repr=False)
     tokenizers: Mapping[ModelReference, Tokenizer | None] = field(compare=False, repr=False)
+
+    def without_documents(self) -> VocabularyPlan:
+        """Return the plan without what only a check needs.
+
+        A parsed tokenizer of 128,000 pieces takes 50 MB, and a merge may run for an hour.
+        """
+        return replace(
+            self,
+            tokenizer=replace(self.tokenizer, files={}, document=None),
+            tokenizers={},
+        )
