@@ -92,6 +92,8 @@ def prepare_opened(
     if report.errors or report.plan is None:
         raise IncompatibleError("\n".join(finding.message for finding in report.errors))
     texts = [finding.message for finding in (*report.warnings, *report.notices)]
+    if vocabulary is not None:
+        vocabulary = vocabulary.without_documents()
     return Prepared(recipe, checkpoints, vocabulary, report.plan, (*recipe.notices, *texts))
 
 
