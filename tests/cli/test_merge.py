@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +33,26 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workplace: Path, capsys: C
     assert "m2(weight=0.5 density=0.25) m3(weight=0.5 density=0.5)" in text
     assert "m2(weight=0.5 density=0.75) m3(weight=0.5 density=0.5)" in text
     assert text.endswith("Nothing was written (dry run).\n")
+
+
+def test_a_dry_run_plans_for_a_larger_disk(
+    workplace: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert run(["merge", "dare.yaml", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "  warning: The merge needs 0.00 GB in " in text
+    assert "and 0.00 GB are free there." in text
+    assert "TENSORS" in text
+    assert run(["merge", "dare.yaml", "--dry-run", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["free_disk_bytes"] == 1000
+    assert record["memory_bytes"] > 10**8
+    assert [finding["code"] for finding in record["findings"]] == ["disk-space"]
+    # Nobody can run it here, though.
+    assert run(["check", "dare.yaml", "--out", "out"]) == 2
+    assert run(["merge", "dare.yaml", "--out", "out"]) == 2
+    assert "are free there" in capsys.readouterr().err
 
 
 def test_layers_of_equal_parameters_share_a_line(workplace: Path, capsys: Capture) -> None:

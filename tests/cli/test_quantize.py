@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +66,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place: Path, capsys: Captu
     assert files(place) == before
     lines = [line for line in text.splitlines() if " of memory and" not in line]
     check_golden("quantize_plan", "\n".join(lines) + "\n")
+
+
+def test_a_dry_run_plans_for_a_larger_disk(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    assert run(["quantize", "model", "--method", "bnb", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert f"  notice: '{place}' has 0.00 GB free; the output needs 0.00 GB." in text
+    assert text.endswith("Nothing was written (dry run).\n")
+    assert run(["quantize", "model", "--method", "bnb", "--out", "out"]) == 2
+    assert "has 0.00 GB free" in capsys.readouterr().err
 
 
 def test_the_plan_as_json(place: Path, capsys: Capture) -> None:
