@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.large_models import LARGE_MODELS
+from benchmarks.large_models import BLOCK_OF_70B, LARGE_MODELS, write_block_family
 from benchmarks.models import Family
 from benchmarks.process import Measurement, child_environment, run_measured
 from benchmarks.programs import CONTESTS
@@ -51,8 +53,15 @@ def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write("deepseek-v3", tmp_path_factory.mktemp("deepseek-v3"))
 
 
+@pytest.fixture(scope="module")
+def block_of_70b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    place = tmp_path_factory.mktemp("block")
+    yield write_block_family(place / "models")
+    shutil.rmtree(place)
+
+
 def write(name: str, place: Path) -> Path:
-    family: Family = LARGE_MODELS[name].write_family(place / "models")
+    family = LARGE_MODELS[name].write_family(place / "models")
     CONTESTS["dare_ties"].write_recipe(place / "dare.yaml", family)
     return place
 
@@ -106,3 +115,35 @@ def test_a_dry_run_of_quantizing_70b(
     )
     assert f"reads 141.11 GB, writes {output}" in text
     assert_cheap(cost, seconds=5, num_bytes=GB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["slerp", "dare_ties", "ties"])
+def test_memory_follows_no_tensor(method: str, block_of_70b: Family, tmp_path: Path) -> None:
+    """One block of 70B, whose widest tensors have 235 million elements, in 400 MB.
+
+    What a merge holds beside mapped files is pieces of a tensor for each thread, and a sample of
+    bounded size; so what holds for one block holds for all 80.
+    """
+    CONTESTS[method].write_recipe(tmp_path / "recipe.yaml", block_of_70b)
+    cost, _ = forge(tmp_path, "merge", "recipe.yaml", "--out", "out", "--quiet")
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert size == pytest.approx(BLOCK_OF_70B.num_bytes, rel=1e-4)
+    assert cost.peak_anonymous_bytes is not None
+    assert 10**7 < cost.peak_anonymous_bytes < 400 * 10**6
+    shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "most"), [("bnb", 400), ("rtn", 1700)])
+def test_quantizing_takes_what_its_plan_says(
+    method: str, most: int, block_of_70b: Family, tmp_path: Path
+) -> None:
+    """In MB, of two threads: those of bnb hold blocks, those of rtn the codes of a layer."""
+    options = ("quantize", str(block_of_70b.base), "--method", method, "--threads", "2")
+    _, text = forge(tmp_path, *options, "--dry-run", "--json")
+    planned = json.loads(text)["memory_bytes"]
+    cost, _ = forge(tmp_path, *options, "--out", "out", "--verify", "off", "--quiet")
+    assert cost.peak_anonymous_bytes is not None
+    assert 10**7 < cost.peak_anonymous_bytes < planned < most * 10**6
+    shutil.rmtree(tmp_path / "out")
