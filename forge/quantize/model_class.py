@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from forge.checkpoints.checkpoint import Checkpoint
+
 
 def plain_config(root: Path) -> PreTrainedConfig:
     """Return a model's configuration, for weights that are handed over in full precision.
@@ -33,6 +35,24 @@ def plain_config(root: Path) -> PreTrainedConfig:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     return cast("PreTrainedConfig", config)
+
+
+def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """Return a model's configuration as ``plain_config`` does, an adapter's changes included.
+
+    An adapter can change the number of tokens, and untie what was tied.
+
+    Args:
+        checkpoint: The model.
+
+    Raises:
+        OSError: There is no ``config.json``.
+        ValueError: transformers does not know its model type.
+    """
+    config = plain_config(checkpoint.root)
+    if checkpoint.reference.lora is None:
+        return config
+    return type(config).from_dict(dict(checkpoint.config))
 
 
 def generating_class(config: PreTrainedConfig) -> type[PreTrainedModel]:

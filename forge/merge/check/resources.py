@@ -20,6 +20,8 @@ _PROCESS_BYTES: Final = 180_000_000
 """Interpreter, numpy and compiled kernels, before any work."""
 _THREAD_BYTES: Final = 12_000_000
 """Work rows and one piece of output of a thread, with room to spare."""
+_BLOCK_BYTES: Final = 24_000_000
+"""Rows and factors that an adapter's arithmetic holds beside a merged tensor."""
 _TENSOR_BYTES: Final = 6_000
 """What plan, journal and manifest hold about one tensor."""
 
@@ -110,8 +112,7 @@ def _computed_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Ch
         elif model.lora is not None:
             source = checkpoints[model].source
             infos = [source.info(name) for name in source.names()]
-            # The widened base and the merged tensor.
-            total += max((info.numel * 4 + info.nbytes for info in infos), default=0)
+            total += max((info.nbytes for info in infos), default=0) + _BLOCK_BYTES
     return total
 
 

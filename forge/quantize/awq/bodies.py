@@ -19,7 +19,7 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.errors import IncompatibleError, MissingExtraError
 from forge.quantize.awq.llama import LlamaDecoder
 from forge.quantize.awq.llama_shape import llama_shape
-from forge.quantize.model_class import plain_config
+from forge.quantize.model_class import config_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,7 +104,7 @@ def build_with_transformers(checkpoint: Checkpoint, *, text_only: bool) -> PreTr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = plain_config(checkpoint.root)
+            config = config_of(checkpoint)
             if text_only:
                 config = config.get_text_config()
             # A language model that never stands alone has no class with a head; none is needed.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, MissingExtraError
-from forge.quantize.model_class import generating_class, plain_config
+from forge.quantize.model_class import config_of, generating_class
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,7 @@ def load_mapped(checkpoint: Checkpoint, *, device: str) -> PreTrainedModel:
     floats = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
     with _quiet():
         try:
-            config = plain_config(checkpoint.root)
-            if checkpoint.reference.lora is not None:
-                # An adapter can change the number of tokens, and untie what was tied.
-                config = type(config).from_dict(dict(checkpoint.config))
+            config = config_of(checkpoint)
             # An automatic class takes no weights without a folder; the real one does.
             kind: Any = generating_class(config)
             model, loading = kind.from_pretrained(
