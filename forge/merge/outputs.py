@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from forge.architectures.table import Architecture
 from forge.checkpoints.chat_templates import with_template
@@ -68,6 +69,22 @@ def sidecars_of(
         local_paths=local_paths,
     )
     return files
+
+
+def has_sidecars(out: Path, files: Mapping[str, bytes]) -> bool:
+    """Return whether an output's small files are these, byte for byte.
+
+    A model's tokenizer, chat template and configuration are not among the weights that a manifest
+    names as inputs, and are repaired more often.
+
+    Args:
+        out: The output.
+        files: What ``sidecars_of`` returns.
+    """
+    try:
+        return all((out / name).read_bytes() == content for name, content in files.items())
+    except OSError:
+        return False
 
 
 def _with_ids(

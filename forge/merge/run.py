@@ -27,7 +27,7 @@ from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
 from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, merge_manifest
-from forge.merge.outputs import sidecars_of
+from forge.merge.outputs import has_sidecars, sidecars_of
 from forge.merge.plan import MergePlan
 from forge.merge.stages import open_models
 from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
@@ -133,11 +133,12 @@ def run_merge(
     sources = dict(sources_of(prepared, folder))
     try:
         plan = prepared.plan
-        fingerprint = fingerprint_of(recipe.resolved(), sources)
+        fingerprint = fingerprint_of(_identity_of(prepared), sources)
         if (
             not overwrite
             and existing is not None
             and is_made_of(existing, prepared.checkpoints, progress)
+            and has_sidecars(out, _sidecars_of(prepared))
         ):
             progress.notice(f"'{out}' already holds exactly this merge; nothing is left to do.")
             num = len(plan.jobs)
@@ -164,7 +165,7 @@ def run_merge(
             progress.stage("hashing")
             inputs = workers.input_records(num_threads)
             progress.stage("publishing")
-            sidecars = sidecars_of(recipe, plan, prepared.checkpoints, prepared.vocabulary)
+            sidecars = _sidecars_of(prepared)
             content: dict[str, Any] = {}
 
             def manifest(files: Mapping[str, FileRecord]) -> bytes:
@@ -191,6 +192,18 @@ def sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, Tens
     if prepared.vocabulary is None:
         return own
     return {**own, **remap(prepared.checkpoints, prepared.vocabulary, folder)}
+
+
+def _sidecars_of(prepared: Prepared) -> dict[str, bytes]:
+    return sidecars_of(prepared.recipe, prepared.plan, prepared.checkpoints, prepared.vocabulary)
+
+
+def _identity_of(prepared: Prepared) -> Mapping[str, object]:
+    """Return the recipe, and where rows of embeddings come from, which is in no weight file."""
+    resolved = dict(prepared.recipe.resolved())
+    if prepared.vocabulary is not None:
+        resolved["vocabulary"] = prepared.vocabulary.digest()
+    return resolved
 
 
 def fingerprint_of(

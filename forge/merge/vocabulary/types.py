@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +56,18 @@ class VocabularyPlan:
     notices: tuple[str, ...]
     tokenizer: Tokenizer = field(compare=False, repr=False)
     tokenizers: Mapping[ModelReference, Tokenizer | None] = field(compare=False, repr=False)
+
+    def digest(self) -> str:
+        """Return what tells this arrangement of rows from every other one."""
+        content = {
+            "num_rows": self.num_rows,
+            "rows": [[str(model), self.rows[model].own] for model in sorted(self.rows)],
+            "fills": [
+                [number, [[str(origin.model), origin.row] for origin in self.fills[number]]]
+                for number in sorted(self.fills)
+            ],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def without_documents(self) -> VocabularyPlan:
         """Return the plan without what only a check needs.
