@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from forge.merge.plan import MergePlan
     from forge.merge.run import MergeResult
     from forge.profile.run import profile_models as profile
+    from forge.quantize.collecting.collect import CollectResult
     from forge.quantize.convert import ConvertResult
     from forge.quantize.plan import QuantizePlan
     from forge.quantize.run import QuantizeResult
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ForgeError",
+    "calibrate",
     "check",
     "convert",
     "diff",
@@ -385,6 +387,60 @@ def quantize(
     from forge.verify.proof import prove
 
     return prove(recipe, result, quick=verification == "quick", tokens=tokens, progress=progress)
+
+
+def calibrate(
+    model: str,
+    statistics: Literal["regmean", "fisher"],
+    out: Path,
+    *,
+    calibration: Mapping[str, object] | None = None,
+    labels: Literal["sampled", "text"] = "sampled",
+    device: str = "cpu",
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> CollectResult:
+    """Collect statistics of a model for the merge methods that weight by them.
+
+    Args:
+        model: The model: a folder, a Hub id, ``path@revision``, ``model+lora``.
+        statistics: ``regmean`` (second moments of what every linear reads, block by block) or
+            ``fisher`` (mean squared gradients; the whole model in float32 in memory, twice).
+        out: The folder to make. It appears at once, when everything in it is complete.
+        calibration: Where the tokens come from, named as the options of ``forge quantize``:
+            ``calibration``, ``calibration_samples``, ``calibration_tokens``,
+            ``calibration_field``, ``chat_template`` and ``seed``; the model's own text by default.
+        labels: For ``fisher``, labels drawn from the model, or the text's own.
+        device: Where the model runs.
+        threads: Worker threads; by default one for each core that this process may use.
+        overwrite: Whether an existing output of forge may be replaced.
+        progress: Hears how it goes.
+
+    Returns:
+        The folder, its manifest, and what it took.
+
+    Raises:
+        ForgeError: The model, the text or the output is not as it should be. What existed is
+            untouched, and the same call resumes what it can.
+    """
+    from forge.quantize.collecting.collect import collect
+
+    options = {"model": model, "method": "awq", **(calibration or {})}
+    # The rules of a calibration set are those of a quantization.
+    chosen = load_quantize_recipe(options=options).calibration
+    assert chosen is not None
+    return collect(
+        _reference(model),
+        statistics,
+        chosen,
+        out,
+        labels=labels,
+        device=device,
+        threads=threads,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def newest_checkpoint(place: Path | None = None) -> Path:

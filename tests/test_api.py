@@ -7,6 +7,11 @@ import inspect
 from forge import api
 
 SURFACE = {
+    "calibrate": "(model: 'str', statistics: \"Literal['regmean', 'fisher']\", out: 'Path', *, "
+    "calibration: 'Mapping[str, object] | None' = None, "
+    "labels: \"Literal['sampled', 'text']\" = 'sampled', device: 'str' = 'cpu', "
+    "threads: 'int | None' = None, overwrite: 'bool' = False, "
+    "progress: 'Progress | None' = None) -> 'CollectResult'",
     "check": "(config: 'str | Path | MergeRecipe | MoeRecipe', *, out: 'Path | None' = None) "
     "-> 'CheckReport'",
     "convert": "(model: 'str', to: 'str', out: 'Path', *, threads: 'int | None' = None, "

@@ -12,6 +12,7 @@ from forge.checkpoints.gguf.files import gguf_files
 from forge.checkpoints.hub import remote_source, resolve
 from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource, open_safetensors
+from forge.checkpoints.statistics_file import Statistics
 from forge.core.errors import CheckpointError
 from forge.recipes.reference import ModelReference
 
@@ -36,6 +37,7 @@ class Checkpoint:
         warnings: Those of the notices that are probably not what was meant.
         parts: Of a stage of a recipe, whose tensors are computed, the models that it is made of;
             empty for a model that lies somewhere.
+        statistics: What was collected about it for the method that merges it, or ``None``.
     """
 
     reference: ModelReference
@@ -48,6 +50,7 @@ class Checkpoint:
     adapter_tokenizer: Path | None = None
     warnings: tuple[str, ...] = ()
     parts: Mapping[ModelReference, Checkpoint] = field(default_factory=dict)
+    statistics: Statistics | None = None
 
     @property
     def tokenizer_root(self) -> Path:

@@ -33,6 +33,7 @@ _VERBS: Final = {
     "moe": "Build a mixture of experts of dense models.",
     "check": "Say what a merge would run into, from headers and configs alone.",
     "methods": "List the merge methods, or explain one.",
+    "calibrate": "Collect statistics of a model for the merges that weight by them.",
     "quantize": "Quantize a checkpoint, to one or several formats.",
     "convert": "Change the layout of a quantized checkpoint, without loss.",
     "lora": "Extract a fine-tune as a LoRA adapter.",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from forge.core.errors import IncompatibleError
 from forge.kernels.cpu import native
 from forge.kernels.cpu.layout import BLOCK, Compute
 
@@ -82,6 +83,9 @@ class Operands:
         out_dtype: safetensors dtype of the result.
         emit: Receives the result.
         workspace: Scratch memory of this thread.
+        companions: float32 bytes that belong to each model beside the base, such as statistics of
+            its inputs; ``None`` for a model that has none for this tensor, empty where the method
+            asks for none.
     """
 
     inputs: tuple[memoryview | npt.NDArray[Any], ...]
@@ -91,6 +95,7 @@ class Operands:
     out_dtype: str
     emit: Emit
     workspace: Workspace = field(default_factory=Workspace)
+    companions: tuple[memoryview | npt.NDArray[Any] | None, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -142,6 +147,25 @@ class Operands:
         dtype = self.dtypes[index]
         stored = np.frombuffer(self.inputs[index], _NUMPY[dtype]).reshape(-1, self.width)
         return _widened(stored[:, start:stop], dtype, self.compute)
+
+    def companion(self, index: int) -> npt.NDArray[Any] | None:
+        """Return what belongs to one model, float32 in one row; ``None`` when there is nothing.
+
+        Args:
+            index: The model, the base not counted.
+
+        Raises:
+            IncompatibleError: It holds a NaN or an infinity.
+        """
+        held = self.companions[index] if self.companions else None
+        if held is None:
+            return None
+        values = np.frombuffer(held, np.float32)
+        if not np.isfinite(values).all():
+            raise IncompatibleError(
+                f"the statistics of model {index + 1} hold a NaN or an infinity. Collect them anew."
+            )
+        return values
 
     def sample(self, index: int, stride: int, run: int) -> npt.NDArray[Any]:
         """Return the first ``run`` of every whole ``stride`` elements of one input."""

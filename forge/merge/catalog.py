@@ -48,6 +48,15 @@ def _flag(name: str, default: bool, meaning: str) -> ParameterRow:
     return ParameterRow(name, "global", "boolean", meaning, default=default, gradient=False)
 
 
+_SHARE: Final = ParameterRow(
+    "weight",
+    "model",
+    "number",
+    "factor of this model's statistics",
+    default=1.0,
+    low=0.0,
+    advice="0 leaves the model out; 1 is usual.",
+)
 _LAMBDA: Final = ParameterRow(
     "lambda", "global", "number", "factor of the summed task vectors", default=1.0
 )
@@ -415,6 +424,42 @@ METHODS: Final[Catalog[MethodRow]] = Catalog(
                     advice="1 leaves the tasks no space of their own; try 0.8.",
                 ),
             ),
+        ),
+        MethodRow(
+            "regmean",
+            "RegMean: keep the outputs of linear layers on the models' own inputs",
+            "W = (Σ w·W_i Ĝ_i)(Σ w·Ĝ_i)^(-1), G_i = mean of x xᵀ, α of it beside the diagonal",
+            "Jin et al. 2023, Dataless Knowledge Fusion, arXiv 2212.09849",
+            2,
+            None,
+            "optional",
+            (
+                _SHARE,
+                ParameterRow(
+                    "alpha",
+                    "global",
+                    "number",
+                    "factor of what lies beside the diagonal of the second moments",
+                    default=0.9,
+                    low=0.0,
+                    high=1.0,
+                    advice="0 looks at each input alone, 1 at all pairs as they are; try 0.9.",
+                ),
+            ),
+            base_is_merged=True,
+            statistics="regmean",
+        ),
+        MethodRow(
+            "fisher",
+            "Fisher merging: a mean by how much each model's likelihood hangs on a weight",
+            "y = Σ w·F_i·x_i / Σ w·F_i",
+            "Matena and Raffel 2022, Fisher-Weighted Averaging, arXiv 2111.09832",
+            2,
+            None,
+            "optional",
+            (_SHARE,),
+            base_is_merged=True,
+            statistics="fisher",
         ),
         MethodRow(
             "nearswap",

@@ -7,13 +7,15 @@ next one.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from forge.checkpoints.source import TensorSource
 from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.kernels.operands import CHUNK, Emit, Operands, Workspace
 from forge.merge.contract import MethodCall, TensorStatistics
 from forge.merge.plan import CARRIED, IDENTICAL, MergeJob
+from forge.recipes.reference import ModelReference
 from forge.recipes.settings import layer_position
 
 UNLIKE: Final = "num_unlike"
@@ -29,6 +31,7 @@ def compute(
     num_layers: int,
     allow_nonfinite: bool,
     workspace: Workspace,
+    companions: Sequence[memoryview | None] = (),
 ) -> TensorStatistics:
     """Compute one tensor.
 
@@ -40,6 +43,7 @@ def compute(
         num_layers: Layers of the whole result.
         allow_nonfinite: Whether NaN and Inf may pass.
         workspace: Scratch memory of this thread.
+        companions: Bytes of the job's companions.
 
     Returns:
         What was learned on the way.
@@ -60,6 +64,7 @@ def compute(
         out_dtype=job.dtype,
         emit=emit,
         workspace=workspace,
+        companions=tuple(companions),
     )
     depth = None if job.layer is None else layer_position(job.layer, num_layers)
     call = MethodCall(job.values, job.models, job.streams, depth)
@@ -70,6 +75,20 @@ def compute(
     if not allow_nonfinite:
         _refuse_nonfinite(job, statistics)
     return statistics
+
+
+def read_companions(
+    job: MergeJob, sources: Mapping[ModelReference, TensorSource]
+) -> tuple[memoryview | None, ...]:
+    """Return the bytes of a job's companions.
+
+    Args:
+        job: What will be computed.
+        sources: All tensors, those of statistics by their folders.
+    """
+    return tuple(
+        None if item is None else sources[item.model].read(item.name) for item in job.companions
+    )
 
 
 def _copy(job: MergeJob, views: Sequence[memoryview], emit: Emit) -> TensorStatistics:

@@ -81,6 +81,12 @@ def _input(
         "lora_revision": checkpoint.lora_revision,
         "files": [input_entry(inputs[file]) for file in checkpoint.source.files()],
     }
+    if checkpoint.statistics is not None:
+        entry["statistics"] = {
+            "kind": checkpoint.statistics.kind,
+            "num_tokens": checkpoint.statistics.num_tokens,
+            "files": [input_entry(inputs[file]) for file in checkpoint.statistics.source.files()],
+        }
     if checkpoint.parts:
         # Its recipe stands under 'stages' in the manifest's.
         entry["inputs"] = [

@@ -60,6 +60,8 @@ class MergeJob:
         models: Parameters of each input beside the base.
         streams: Random stream of each input beside the base.
         layer: Number of the output layer, or ``None`` outside the layers.
+        companions: For each input beside the base, what a method of statistics reads with it, or
+            ``None``; empty for the other methods.
     """
 
     output: str
@@ -72,6 +74,7 @@ class MergeJob:
     models: tuple[Mapping[str, ParameterValue], ...]
     streams: tuple[Stream, ...]
     layer: int | None
+    companions: tuple[JobInput | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,9 @@ class _Builder:
             for model, checkpoint in checkpoints.items()
         }
         self._names = {model: frozenset(source.names()) for model, source in self._sources.items()}
+        self._statistics = {
+            model: checkpoint.statistics for model, checkpoint in checkpoints.items()
+        }
         self._configs = {model: checkpoint.config for model, checkpoint in checkpoints.items()}
         self._architectures = {
             model: architecture_of(self._configs[model], tensor_names=self._sources[model].names())
@@ -491,7 +497,16 @@ class _Builder:
             models=models,
             streams=streams,
             layer=place.output_layer,
+            companions=tuple(self._companion(item) for item in inputs) if method.statistics else (),
         )
+
+    def _companion(self, item: JobInput) -> JobInput | None:
+        """Name the statistics that belong to one tensor of one model."""
+        statistics = self._statistics.get(item.model)
+        held = None if statistics is None else statistics.shared.get(item.name)
+        if statistics is None or held is None:
+            return None
+        return JobInput(ModelReference(statistics.label), held)
 
     def _identical(
         self, place: _Place, inputs: list[JobInput], kinds: set[str], shape: tuple[int, ...]

@@ -23,6 +23,7 @@ from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
+from forge.checkpoints.statistics_file import check_files
 from forge.core.errors import ForgeError, IncompatibleError, OutputError
 from forge.kernels.cpu import native
 from forge.merge.check.preflight import check_merge
@@ -164,6 +165,7 @@ def run_merge(
                 progress.notice(notice)
             progress.stage("hashing")
             inputs = workers.input_records(num_threads)
+            _check_statistics(prepared.checkpoints, inputs)
             progress.stage("publishing")
             sidecars = _sidecars_of(prepared)
             content: dict[str, Any] = {}
@@ -184,14 +186,22 @@ def run_merge(
 def sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, TensorSource]:
     """Return the tensors of every model, embeddings in the order of the result's vocabulary.
 
+    Statistics come by the name of their folder.
+
     Args:
         prepared: The merge.
         folder: Where rearranged embeddings are put while they are read.
     """
-    own = {model: checkpoint.source for model, checkpoint in prepared.checkpoints.items()}
-    if prepared.vocabulary is None:
-        return own
-    return {**own, **remap(prepared.checkpoints, prepared.vocabulary, folder)}
+    checkpoints = prepared.checkpoints
+    sources: dict[ModelReference, TensorSource] = {
+        ModelReference(checkpoint.statistics.label): checkpoint.statistics.source
+        for checkpoint in checkpoints.values()
+        if checkpoint.statistics is not None
+    }
+    sources |= {model: checkpoint.source for model, checkpoint in checkpoints.items()}
+    if prepared.vocabulary is not None:
+        sources |= remap(checkpoints, prepared.vocabulary, folder)
+    return sources
 
 
 def _sidecars_of(prepared: Prepared) -> dict[str, bytes]:
@@ -204,6 +214,17 @@ def _identity_of(prepared: Prepared) -> Mapping[str, object]:
     if prepared.vocabulary is not None:
         resolved["vocabulary"] = prepared.vocabulary.digest()
     return resolved
+
+
+def _check_statistics(
+    checkpoints: Mapping[ModelReference, Checkpoint], inputs: Mapping[Path, FileRecord]
+) -> None:
+    """Refuse statistics of other weights than those that were read, in stages as well."""
+    for checkpoint in checkpoints.values():
+        _check_statistics(checkpoint.parts, inputs)
+        if checkpoint.statistics is not None:
+            files = {file.name: inputs[file].as_json() for file in checkpoint.source.files()}
+            check_files(checkpoint.statistics, str(checkpoint.reference), files)
 
 
 def fingerprint_of(
@@ -266,6 +287,11 @@ def is_made_of(
         records = record_files(checkpoint.source.files())
         if entry["files"] != [{"name": record.name, **record.as_json()} for record in records]:
             return False
+        if checkpoint.statistics is not None:
+            records = record_files(checkpoint.statistics.source.files())
+            said = entry.get("statistics", {}).get("files")
+            if said != [{"name": record.name, **record.as_json()} for record in records]:
+                return False
     return True
 
 

@@ -22,7 +22,7 @@ from forge.checkpoints.source import TensorSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError
 from forge.kernels.operands import Workspace
-from forge.merge.compute import compute
+from forge.merge.compute import compute, read_companions
 from forge.merge.plan import MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
@@ -178,6 +178,7 @@ class StageSource:
             num_layers=len(self.plan.layers),
             allow_nonfinite=self._recipe.allow_nonfinite,
             workspace=_workspace(),
+            companions=read_companions(job, self._sources),
         )
         return buffer
 

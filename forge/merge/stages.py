@@ -12,10 +12,12 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
+from forge.checkpoints.statistics_file import open_statistics
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.merge.alignment import align
 from forge.recipes.merge_types import MergeRecipe
@@ -83,6 +85,14 @@ def _opened(
         model: stages[model] if model in stages else open_checkpoint(model, weights=weights)
         for model in _wanted(recipe)
     }
+    kinds = {row.statistics for row in recipe.methods if row.statistics}
+    for entry in recipe.models if kinds else ():
+        if entry.statistics is not None:
+            checkpoint = opened[entry.model]
+            found = open_statistics(
+                entry.statistics, checkpoint.source, weights=weights, kind=recipe.method.statistics
+            )
+            opened[entry.model] = replace(checkpoint, statistics=found)
     return align(recipe, opened)
 
 

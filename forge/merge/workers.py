@@ -24,7 +24,7 @@ from forge.core.dtypes import DTYPES
 from forge.kernels import blas
 from forge.kernels.operands import Workspace
 from forge.kernels.pages import populate
-from forge.merge.compute import UNLIKE, compute
+from forge.merge.compute import UNLIKE, compute, read_companions
 from forge.merge.plan import CARRIED, MergeJob, MergePlan
 from forge.merge.stage_source import computed_once
 from forge.recipes.merge_types import MergeRecipe
@@ -137,6 +137,7 @@ class Workers:
             num_layers=len(self._plan.layers),
             allow_nonfinite=self._recipe.allow_nonfinite,
             workspace=workspace,
+            companions=read_companions(job, self._sources),
         )
         record = {"method": job.method, **statistics.as_json()}
         self._sink.finish(job.output, digest=digest.hexdigest(), statistics=record)

@@ -29,11 +29,12 @@ _SIZE_UNITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """One item of ``models``."""
+    """One item of ``models``; ``statistics`` is the folder of what was collected about it."""
 
     model: ModelReference
     parameters: Parameters = field(default_factory=dict)
     place: Place = field(default_factory=Place, compare=False, repr=False)
+    statistics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,13 @@ def dump_parameters(parameters: Parameters) -> dict[str, object]:
     return {name: setting.dump() for name, setting in parameters.items()}
 
 
-def dump_entry(model: ModelReference, parameters: Parameters) -> dict[str, object]:
+def dump_entry(
+    model: ModelReference, parameters: Parameters, *, statistics: str | None = None
+) -> dict[str, object]:
     """Return one item of ``models`` as a recipe writes it."""
     entry: dict[str, object] = {"model": str(model)}
+    if statistics is not None:
+        entry["statistics"] = statistics
     if parameters:
         entry["parameters"] = dump_parameters(parameters)
     return entry

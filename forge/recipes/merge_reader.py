@@ -27,6 +27,7 @@ from forge.recipes.reference import ModelReference
 from forge.recipes.settings import Setting
 from forge.recipes.shapes import ModelShape, ModuleShape, RecipeShape, fit
 from forge.recipes.slice_reader import MethodReader, Outer, ParameterReader, read_slices
+from forge.recipes.statistics_rules import check_statistics
 from forge.recipes.tokenizer_reader import read_tokenizer
 
 
@@ -71,6 +72,7 @@ def read_merge_recipe(document: Document, methods: Catalog[MethodRow]) -> MergeR
 
     tokenizer = read_tokenizer(shape.tokenizer_source, shape.tokenizer, findings)
     _check_token_models(tokenizer, body.groups, findings)
+    check_statistics(method, base, body.models, body.slices, findings)
     dtype = read_dtype(shape.dtype, ("dtype",), findings)
     out_dtype = read_dtype(shape.out_dtype, ("out_dtype",), findings)
     chat_template = read_chat_template(shape.chat_template, findings)
@@ -223,7 +225,7 @@ def _read_models(
             findings.missing((*at, "model"), "This item names no model. Add 'model: ...'.")
         listed.append(Listed(model, frozenset(shape.parameters or ()), at))
         if model is not None:
-            entries.append(ModelEntry(model, parameters, findings.place(at)))
+            entries.append(ModelEntry(model, parameters, findings.place(at), shape.statistics))
     return tuple(entries), tuple(listed)
 
 

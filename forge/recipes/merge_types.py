@@ -269,7 +269,10 @@ class MergeRecipe:
 
         Reading it back gives an equal recipe.
         """
-        models = [dump_entry(entry.model, entry.parameters) for entry in self.models]
+        models = [
+            dump_entry(entry.model, entry.parameters, statistics=entry.statistics)
+            for entry in self.models
+        ]
         stages = {name: stage.resolved() for name, stage in self.stages}
         keys: dict[str, object] = {
             "stages": stages or None,

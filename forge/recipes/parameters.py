@@ -63,6 +63,7 @@ class MethodRow:
         parameters: The parameters, in the order in which they are listed.
         symmetric: Whether the order of the models cannot change the result.
         random: Whether the seed matters.
+        statistics: Kind of the statistics of each model that it needs, or an empty string.
         differs: Where forge departs from the paper or from mergekit, and why.
     """
 
@@ -78,6 +79,7 @@ class MethodRow:
     random: bool = False
     base_is_merged: bool = False
     differs: str = ""
+    statistics: str = ""
 
     def parameter(self, name: str) -> ParameterRow | None:
         """Return the row of one parameter, or ``None``."""

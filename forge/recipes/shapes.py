@@ -72,6 +72,9 @@ class ModelShape(Shape):
     """An item of ``models``."""
 
     model: Model = None
+    statistics: Text | None = Field(
+        None, description="the folder that 'forge calibrate MODEL --statistics' made"
+    )
     parameters: Levels = None
 
 

@@ -263,8 +263,9 @@ def _whole(
     if stated_digest != manifest.content_digest:
         message = "The manifest's content_digest does not fit its own list of tensors."
         found.append(Difference("manifest", MANIFEST_FILE, message))
-    # An adapter is no model: it has neither layers of its own nor a config.json.
-    if is_readable and ADAPTER_CONFIG_FILE not in manifest.files:
+    # Adapters and statistics are no models: they have no layers of their own and no config.json.
+    is_model = ADAPTER_CONFIG_FILE not in manifest.files and manifest.kind != "statistics"
+    if is_readable and is_model:
         try:
             source = open_safetensors(root, label=str(root))
             names = source.names()

@@ -84,7 +84,7 @@ def verify(
     """
     files = verify_folder(root, progress=progress)
     manifest = read_manifest(root)
-    if not files.ok or manifest is None or not _is_quantized(root):
+    if not files.ok or manifest is None or not _is_quantized(root, manifest):
         return Verification(files, None)
     (report,) = verify_quantized(
         {root: manifest}, source, quick=quick, tokens=tokens, progress=progress
@@ -143,7 +143,9 @@ def _is_verified(manifest: Manifest, *, quick: bool) -> bool:
     )
 
 
-def _is_quantized(root: Path) -> bool:
+def _is_quantized(root: Path, manifest: Manifest) -> bool:
+    if manifest.kind == "statistics":
+        return False
     if contained_file(root, CONFIG_FILE) is None and contained_file(root, ADAPTER_CONFIG_FILE):
         return False
     return isinstance(read_config(root, label=str(root)).get("quantization_config"), Mapping)

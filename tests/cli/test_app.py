@@ -44,9 +44,9 @@ def test_version(capsys: Capture) -> None:
         (["mrge"], "There is no command 'mrge'. Did you mean 'merge'?", "forge"),
         (
             ["zzz"],
-            "There is no command 'zzz'. Choose from: merge, moe, check, methods, quantize, "
-            "convert, generate, profile, eval, divergence, report, lint, results, inspect, "
-            "verify, diff.",
+            "There is no command 'zzz'. Choose from: merge, moe, check, methods, "
+            "calibrate, quantize, convert, lora, generate, profile, eval, divergence, report, "
+            "lint, results, inspect, verify, diff.",
             "forge",
         ),
         (["verify"], "Missing argument 'DIR'.", "forge verify"),

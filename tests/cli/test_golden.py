@@ -22,8 +22,9 @@ def _fixed_width(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VERBS = [
-    "", "merge", "moe", "check", "methods", "quantize", "convert", "lora", "lora extract",
-    "generate", "profile", "eval", "divergence", "report", "lint", "results", "inspect", "verify", "diff",
+    "", "merge", "moe", "check", "methods", "calibrate", "quantize", "convert", "lora",
+    "lora extract", "generate", "profile", "eval", "divergence", "report", "lint", "results",
+    "inspect", "verify", "diff",
 ]  # fmt: skip
 
 

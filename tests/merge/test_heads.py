@@ -21,7 +21,9 @@ WITHOUT = ("passthrough", "regmean", "fisher")
 MIXING = {
     row.name
     for row in METHODS
-    if row.name not in WITHOUT and all(p.name in VALUES for p in row.parameters if p.required)
+    if row.name not in WITHOUT
+    and not row.statistics
+    and all(p.name in VALUES for p in row.parameters if p.required)
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Case:
     models: tuple[Mapping[str, Any], ...] = ()
     label: str = ""
     depth: float | None = 0.5
+    companions: Callable[[tuple[int, ...], int], list[Array]] | None = None
 
 
 STREAMS = tuple(Stream(key=1000 + m, stream=-(77 + m)) for m in range(5))
@@ -44,6 +45,27 @@ STREAMS = tuple(Stream(key=1000 + m, stream=-(77 + m)) for m in range(5))
 def draws(count: int, shape: tuple[int, ...]) -> list[Array]:
     numel = int(np.prod(shape))
     return [uniforms(numel, key=s.key, stream=s.stream).reshape(shape) for s in STREAMS[:count]]
+
+
+def grams(shape: tuple[int, ...], count: int) -> list[Array]:
+    """Second moments of the inputs of linears of a shape, float32, one in four inputs never on."""
+    generator = np.random.default_rng([9, *shape])
+    found = []
+    for _ in range(count):
+        inputs = generator.standard_normal((2 * shape[-1] + 9, shape[-1]))
+        inputs[:, ::4] = 0.0
+        found.append((inputs.T @ inputs / len(inputs)).astype(np.float32).astype(np.float64))
+    return found
+
+
+def fishers(shape: tuple[int, ...], count: int) -> list[Array]:
+    """Mean squares of gradients, float32, some of them 0 in all models."""
+    generator = np.random.default_rng([8, *shape])
+    on = generator.random(shape) > 0.1
+    return [
+        (on * generator.standard_normal(shape) ** 2 * 1e-9).astype(np.float32).astype(np.float64)
+        for _ in range(count)
+    ]
 
 
 def family(**extra: Any) -> dict[str, Any]:
@@ -71,10 +93,13 @@ def cases() -> list[Case]:
         models: tuple[Mapping[str, Any], ...] | None = None,
         label: str = "",
         depth: float | None = 0.5,
+        companions: Callable[[tuple[int, ...], int], list[Array]] | None = None,
     ) -> None:
         models = models if models is not None else tuple({} for _ in range(num_models))
         values = values or {}
-        found.append(Case(method, num_models, has_base, expected, values, models, label, depth))
+        found.append(
+            Case(method, num_models, has_base, expected, values, models, label, depth, companions)
+        )
 
     add("linear", 3, False, lambda x: reference.linear(x, weights=[1, 2, 0.5]),
         {"normalize": True}, per(weight=[1, 2, 0.5]), "normalized")  # fmt: skip
@@ -197,8 +222,26 @@ def cases() -> list[Case]:
                     x[0], x[1:], weights=w, fraction=s, lambda_=f),
                 {**values, "common_space_fraction": fraction}, per(weight=weights),
                 f"{label} {fraction}")  # fmt: skip
+    for alpha in (0.9, 0.0):
+        add("regmean", 3, False,
+            lambda x, a=alpha: _regmean(x, [1, 2, 0.5], alpha=a),
+            {"alpha": alpha}, per(weight=[1, 2, 0.5]), f"{alpha}", companions=grams)  # fmt: skip
+    add("fisher", 3, False,
+        lambda x: reference.fisher(x, fishers=fishers(x[0].shape, 3), weights=[1, 2, 0.5]),
+        models=per(weight=[1, 2, 0.5]), companions=fishers)  # fmt: skip
     add("passthrough", 1, False, lambda x: reference.passthrough(x[0], scale=0.5),
         models=({"scale": 0.5},))  # fmt: skip
+    return found
+
+
+def _regmean(tensors: list[Array], weights: list[float], *, alpha: float) -> Array:
+    """The reference, and the mean where an input is never on, which lstsq would leave at 0."""
+    if tensors[0].ndim != 2:
+        return reference.regmean(tensors, grams=[], weights=weights)
+    found = reference.regmean(
+        tensors, grams=grams(tensors[0].shape, 3), weights=weights, alpha=alpha
+    )
+    found[:, ::4] = np.average(np.stack(tensors), axis=0, weights=weights)[:, ::4]
     return found
 
 
@@ -217,7 +260,12 @@ def run(case: Case, arrays: list[Array], *, dtype: str, out_dtype: str | None = 
     method = importlib.import_module(f"forge.merge.methods.{case.method}")
     result = Result(arrays, has_base=case.has_base, dtype=dtype, out_dtype=out_dtype)
     call = MethodCall(case.values, case.models, STREAMS[: case.num_models], case.depth)
-    statistics = method.merge(result.operands, call)
+    operands = result.operands
+    if case.companions is not None and (len(result.shape) == 2 or case.method == "fisher"):
+        held = case.companions(result.shape, case.num_models)
+        stored = tuple(each.astype(np.float32).reshape(-1) for each in held)
+        operands = replace(operands, companions=stored)
+    statistics = method.merge(operands, call)
     assert not any(statistics.bad_inputs)
     assert not statistics.bad_output
     return result

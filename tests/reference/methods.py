@@ -29,6 +29,7 @@ from tests.reference.task_vectors import (
     task_arithmetic,
     ties,
 )
+from tests.reference.weighted import fisher, regmean
 
 __all__ = [
     "arcee_fusion",
@@ -38,6 +39,7 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "fisher",
     "iso_c",
     "iso_cts",
     "karcher",
@@ -50,6 +52,7 @@ __all__ = [
     "passthrough",
     "ram",
     "ramplus_tl",
+    "regmean",
     "sce",
     "slerp",
     "task_arithmetic",

@@ -41,7 +41,7 @@ def check_values(recipe: MergeRecipe, plan: MergePlan, notes: Notebook) -> None:
     """
     for method in recipe.methods:
         jobs = [job for job in plan.jobs if job.method == method.name]
-        if method.name in ("linear", "multislerp", "nuslerp"):
+        if method.name in ("linear", "multislerp", "nuslerp", "regmean", "fisher"):
             _check_division(method.name, [job for job in jobs if _is_undefined(job)], notes)
         elif method.parameter("normalize") is not None:
             _check_cancelling([job for job in jobs if _cancels(job)], notes)

@@ -1,0 +1,147 @@
+"""The diagonal of a model's Fisher information, for Fisher merging.
+
+For each sequence the gradient of
+
+    Σ_t log p(y_t | x_<t),    y_t drawn from the model's own p(· | x_<t)
+
+is squared and summed, element by element. The labels of different positions are independent given
+the text, and a score has mean zero, so the cross terms vanish in expectation: what is summed is an
+unbiased estimate of Σ_t of every position's Fisher information at the price of one backward pass a
+sequence. With ``labels="text"`` y_t is the text's own next token: the empirical Fisher, which is no
+Fisher information but needs no luck.
+
+The whole model is in memory in float32, with as much again for the sums and one gradient at a time.
+
+Reference: Matena and Raffel 2022, arXiv 2111.09832; Kunstner et al. 2019, arXiv 1905.12558, on the
+difference between the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.progress import Progress
+from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.quantize.calibration.mapped_model import load_mapped
+
+Labels = Literal["sampled", "text"]
+
+
+def collect_fisher(
+    checkpoint: Checkpoint,
+    tokens_BT: npt.NDArray[np.int64],
+    *,
+    labels: Labels,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Collect the mean squared gradient of a token's log likelihood.
+
+    Args:
+        checkpoint: The model.
+        tokens_BT: int64, the calibration set.
+        labels: ``sampled`` from the model, or the ``text``'s own.
+        seed: Of the draws.
+        device: Where to calculate.
+        progress: Hears how many sequences are done.
+
+    Returns:
+        float32, by the names of the checkpoint's tensors and of their shapes.
+
+    Raises:
+        IncompatibleError: It does not fit into memory, or sequences are of one token.
+        NonFiniteError: A gradient is a NaN or an infinity.
+    """
+    num_sequences, num_tokens = tokens_BT.shape
+    if num_tokens < 2:
+        raise IncompatibleError("A sequence of one token has no next token to predict.")
+    _check_memory(checkpoint, device)
+    model: nn.Module = load_mapped(checkpoint, device=device)
+    model = model.to(torch.float32)
+    source = checkpoint.source
+    names = frozenset(source.names())
+    sums: dict[str, torch.Tensor] = {}
+    handles = []
+    for name, parameter in model.named_parameters():
+        if name not in names or tuple(parameter.shape) != source.info(name).shape:
+            # What transformers holds in another form, such as stacked experts, has no statistics.
+            continue
+        parameter.requires_grad_(True)
+        sums[name] = torch.zeros_like(parameter)
+
+        def square(parameter: torch.Tensor, total: torch.Tensor = sums[name]) -> None:
+            assert parameter.grad is not None
+            total.addcmul_(parameter.grad, parameter.grad)
+            parameter.grad = None
+
+        hook = parameter.register_post_accumulate_grad_hook(square)  # type: ignore[no-untyped-call]
+        handles.append(hook)
+    if not sums:
+        raise IncompatibleError(
+            f"No weight of '{checkpoint.reference}' has the name and shape that transformers gives "
+            "it, so gradients cannot be told apart."
+        )
+    for index in range(num_sequences):
+        ids_1T = torch.from_numpy(tokens_BT[index : index + 1]).to(device)
+        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
+        logs_TV = torch.log_softmax(logits_TV, dim=-1)
+        loss = -logs_TV.gather(1, _labels(ids_1T, logs_TV, labels, seed, index)[:, None]).sum()
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"The log likelihood of sequence {index} is a NaN or an infinity under "
+                f"'{checkpoint.reference}'. Check the checkpoint."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        progress.status(f"sequence {index + 1} of {num_sequences}")
+    for handle in handles:
+        handle.remove()
+    scale = 1.0 / (num_sequences * (num_tokens - 1))
+    found = {name: (total * scale).cpu().numpy() for name, total in sums.items()}
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise NonFiniteError(f"A gradient of '{name}' is a NaN or overflows when squared.")
+    return found
+
+
+def _labels(
+    ids_1T: torch.Tensor, logs_TV: torch.Tensor, labels: Labels, seed: int, index: int
+) -> torch.Tensor:
+    if labels == "text":
+        return ids_1T[0, 1:]
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+    # On the CPU in float32, so that a seed means the same draws wherever the model runs.
+    drawn = torch.multinomial(logs_TV.detach().cpu().exp(), 1, generator=generator)
+    return drawn[:, 0].to(ids_1T.device)
+
+
+def _check_memory(checkpoint: Checkpoint, device: str) -> None:
+    source = checkpoint.source
+    infos = [source.info(name) for name in source.names()]
+    needed = sum(info.numel for info in infos) * 8 + max(info.numel for info in infos) * 8
+    available = _available(device)
+    if available is not None and needed > available:
+        raise IncompatibleError(
+            f"Fisher statistics of '{checkpoint.reference}' need {needed / 1e9:.1f} GB of memory "
+            f"for weights and sums in float32, and {available / 1e9:.1f} GB are available on "
+            f"{device}. "
+            "Collect RegMean's instead (--statistics regmean), which go block by block."
+        )
+
+
+def _available(device: str) -> int | None:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = (line for line in lines if line.startswith("MemAvailable:"))
+    return next((int(line.split()[1]) * 1024 for line in found), None)
