@@ -341,6 +341,10 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     base, other = make(tmp_path, 0), make(tmp_path, 1, with_tokenizer=False)
     text = wrong(recipe_of([other], base=base, tokenizer={"source": "union"}))
     assert text.startswith(f"'{other}' has no tokenizer that forge can read")
+    assert "Add its files to the model's folder, or" in text
+    (other / "tekken.json").write_text("{}")
+    text = wrong(recipe_of([other], base=base, tokenizer={"source": "union"}))
+    assert "Its tekken.json is none of these: load it with transformers' AutoTokenizer" in text
 
 
 def test_ids_far_beyond_the_embedding_are_refused(tmp_path: Path) -> None:

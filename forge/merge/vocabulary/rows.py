@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
@@ -13,6 +14,9 @@ from forge.merge.vocabulary.tokens import Tokenizer
 from forge.merge.vocabulary.types import RowOrigin
 from forge.recipes.merge_entries import TokenEntry
 from forge.recipes.reference import ModelReference
+
+_UNREAD: Final = ("tekken.json", "tiktoken.model", "vocab.txt")
+"""Tokenizers of other libraries; their ids are not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,16 @@ def speaker_of(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Speaker:
             "rearranged; remove 'tokenizer' from the recipe, or repair the model."
         )
     if tokenizer is None:
+        strange = [name for name in _UNREAD if (checkpoint.tokenizer_root / name).is_file()]
+        advice = "Add its files to the model's folder"
+        if strange:
+            advice = (
+                f"Its {strange[0]} is none of these: load it with transformers' AutoTokenizer and "
+                "save it (save_pretrained writes tokenizer.json)"
+            )
         raise IncompatibleError(
             f"'{model}' has no tokenizer that forge can read (tokenizer.json, vocab.json or "
-            "tokenizer.model). Add its files to the model's folder, or remove 'tokenizer' from "
-            "the recipe."
+            f"tokenizer.model). {advice}, or remove 'tokenizer' from the recipe."
         )
     return Speaker(model, tokenizer, counts[embedding])
 
