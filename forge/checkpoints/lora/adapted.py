@@ -21,8 +21,9 @@ from forge.checkpoints.companions import (
 from forge.checkpoints.folder import contained_file
 from forge.checkpoints.header import read_header
 from forge.checkpoints.lora.config import read_adapter_config
+from forge.checkpoints.lora.fitting import Fitting
 from forge.checkpoints.lora.names import Part, part_of
-from forge.checkpoints.lora.placing import Placement
+from forge.checkpoints.lora.placing import place
 from forge.checkpoints.lora.source import AdapterSource
 from forge.checkpoints.lora.vocabulary import vocabulary_of, with_rows
 from forge.checkpoints.source import SafetensorsSource, TensorSource
@@ -84,24 +85,24 @@ def open_adapter(
     settings = read_adapter_config(root)
     adapter = SafetensorsSource(str(root), {weights: read_header(weights)})
     vocabulary = vocabulary_of(base, config)
-    placement = Placement(base, adapter, settings, vocabulary, model_type=config.get("model_type"))
-    placement.place(_parts(adapter))
+    fit = Fitting(base, adapter, settings, vocabulary, model_type=config.get("model_type"))
+    place(fit, _parts(adapter))
     tokenizer_root = _tokenizer_root(root)
-    notices = list(placement.notices)
+    notices = list(fit.notices)
     if tokenizer_root is not None and read_tokenizer_files(root) != read_tokenizer_files(home):
         notices.append(
             f"The tokenizer is that of the adapter '{root}', which differs from the model's."
         )
-    elif tokenizer_root is None and placement.rows is not None:
+    elif tokenizer_root is None and fit.rows is not None:
         notices.append(
             f"The adapter '{root}' changes the vocabulary but brings no tokenizer; the model's is "
             "kept, and does not know the new tokens."
         )
     warnings = _doubts_of_base(settings.base, config, label=label, home=home)
-    source = AdapterSource(base, adapter, placement.plans, others=(settings_file,), label=label)
+    source = AdapterSource(base, adapter, fit.plans, others=(settings_file,), label=label)
     return Adapted(
         source,
-        with_rows(config, vocabulary, rows=placement.rows, untied=placement.untied),
+        with_rows(config, vocabulary, rows=fit.rows, untied=fit.untied),
         tokenizer_root,
         (*notices, *warnings),
         warnings,
