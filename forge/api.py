@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from forge.core.errors import ForgeError
 
 if TYPE_CHECKING:
-    from forge.adapters.extract import ExtractResult
+    from forge.adapters.contract import ExtractResult
     from forge.adapters.plan import Embeddings
     from forge.checkpoints.progress import Progress
     from forge.core.catalog import Catalog
@@ -544,7 +544,8 @@ def lora_extract(
         ForgeError: The input or the output is not as it should be. What existed is untouched, and
             the same call resumes what it can.
     """
-    from forge.adapters.extract import Request, run_extract
+    from forge.adapters.contract import Request
+    from forge.adapters.extract import run_extract
     from forge.adapters.outputs import add_to_manifest
 
     references = [str(_reference(one)) for one in (model, base)]

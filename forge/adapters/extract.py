@@ -17,11 +17,8 @@ import hashlib
 import json
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +26,10 @@ from typing import Any, Final
 import numpy as np
 
 from forge import __version__
+from forge.adapters.contract import ExtractResult, Request, TensorEnergy, check_request
 from forge.adapters.delta import Delta, Singles
+from forge.adapters.jobs import run_all
+from forge.adapters.limits import check_experts, notices_of
 from forge.adapters.outputs import (
     KIND,
     adapter_config,
@@ -41,15 +41,7 @@ from forge.adapters.outputs import (
     sidecars,
     whole_tensors,
 )
-from forge.adapters.plan import (
-    EXPERTS,
-    Changed,
-    Embeddings,
-    Pairing,
-    kept_share,
-    pair_up,
-    sort_changes,
-)
+from forge.adapters.plan import Changed, Pairing, kept_share, pair_up, sort_changes
 from forge.adapters.scratch import Scratch
 from forge.adapters.truncation import Truncated, kept_energy, truncate
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -64,83 +56,6 @@ from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.recipes.reference import ModelReference
 
 _ALL_BYTES: Final = 1 << 62
-_NAMED: Final = 3
-
-
-class _StoppedError(Exception):
-    """Another job failed, or the user interrupted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of an extraction.
-
-    Attributes:
-        rank: Rank of the factors; with ``share``, the largest allowed, ``None`` for any.
-        share: Take for each tensor the smallest rank that keeps this share of its energy.
-        embeddings: What becomes of embedding and head.
-        dtype: Torch name of the factors' type.
-    """
-
-    rank: int | None
-    share: float | None
-    embeddings: Embeddings
-    dtype: str
-
-    def as_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {
-            "rank": self.rank,
-            "energy": self.share,
-            "embeddings": self.embeddings,
-            "dtype": self.dtype,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEnergy:
-    """What became of one tensor's difference.
-
-    Attributes:
-        name: The tensor, in the base's files.
-        shape: Its shape.
-        fate: ``factors``, ``whole``, ``bias`` or ``lost``.
-        rank: Rank of its factors, or ``None``.
-        norm: Frobenius norm of the difference, or ``None`` where the shapes differ.
-        kept: Share of the energy that the adapter keeps.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    fate: str
-    rank: int | None
-    norm: float | None
-    kept: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractResult:
-    """What an extraction made.
-
-    Attributes:
-        out: Its folder.
-        manifest: What its ``forge_manifest.json`` says.
-        tensors: What differed, in the base's order.
-        kept: Share of all energy that the adapter keeps.
-        num_tensors: Tensors of the adapter.
-        resumed_tensors: How many of them an earlier run had finished.
-        output_bytes: Bytes of its tensors.
-        seconds: Wall time, in seconds.
-    """
-
-    out: Path
-    manifest: dict[str, object]
-    tensors: tuple[TensorEnergy, ...]
-    kept: float
-    num_tensors: int
-    resumed_tensors: int
-    output_bytes: int
-    seconds: float
 
 
 def run_extract(
@@ -177,7 +92,7 @@ def run_extract(
     """
     started = time.monotonic()
     progress = progress or Silence()
-    _check_request(request)
+    check_request(request)
     check_replaceable(out, overwrite=overwrite)
     models: dict[str, Checkpoint] = {}
     try:
@@ -189,20 +104,6 @@ def run_extract(
     finally:
         for checkpoint in models.values():
             checkpoint.source.close()
-
-
-def _check_request(request: Request) -> None:
-    if request.rank is None and request.share is None:
-        raise IncompatibleError("Give a rank (--rank 32), or a share of the energy (--energy 0.9).")
-    if request.rank is not None and request.rank < 1:
-        raise IncompatibleError(f"A rank of {request.rank} holds nothing; give at least 1.")
-    if request.share is not None and not 0 < request.share <= 1:
-        raise IncompatibleError(
-            f"The energy to keep is a share above 0 and at most 1, not {request.share}; try 0.9."
-        )
-    known = [name for name, row in BY_TORCH_NAME.items() if row.mergeable and name != "float64"]
-    if request.dtype not in known:
-        raise IncompatibleError(f"Factors are stored as {', '.join(known)}, not {request.dtype}.")
 
 
 class _Extraction:
@@ -224,7 +125,6 @@ class _Extraction:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._progress = progress
         self._overwrite = overwrite
-        self._stop = threading.Event()
         self._dtype = BY_TORCH_NAME[request.dtype].name
         self._notices: list[str] = [text for one in models.values() for text in one.notices]
         self._pairing: Pairing
@@ -245,10 +145,11 @@ class _Extraction:
             self._pairing, energies, base.config, embeddings=self._request.embeddings
         )
         factored = [change for change in self._changes if change.fate == "factors"]
-        self._check_ranks(factored)
+        for notice in notices_of(self._changes, self._pairing, self._request):
+            self._say(notice)
         with Scratch(self._out) as scratch:
             ranks = self._ranks(factored, scratch)
-            _check_experts(factored, ranks)
+            check_experts(factored, ranks)
             return self._write(factored, ranks, scratch, started)
 
     # -- what differs ----------------------------------------------------------------------
@@ -265,7 +166,8 @@ class _Extraction:
             energies[name] = self._energy(name)
             self._progress.advance(sizes[name])
 
-        self._run_all(partial(compare, name) for name in sorted(pairs, key=lambda n: -sizes[n]))
+        names = sorted(pairs, key=lambda name: -sizes[name])
+        run_all((partial(compare, name) for name in names), num_threads=self._threads)
         found = {name: energies[name] for name in pairs if energies[name] != 0}
         if not found:
             raise IncompatibleError(
@@ -294,47 +196,6 @@ class _Extraction:
             )
         return energy
 
-    def _check_ranks(self, factored: Sequence[Changed]) -> None:
-        lost = [change for change in self._changes if change.fate == "lost"]
-        if len(lost) == len(self._changes):
-            raise IncompatibleError(
-                f"Only {_some(lost)} differ, and nothing of that would be held. Pass --embeddings "
-                "full to hold embedding and head whole."
-            )
-        rank = self._request.rank
-        largest = max((change.side for change in factored), default=0)
-        if rank is not None and factored and rank > largest:
-            raise IncompatibleError(
-                f"A rank of {rank} is beyond every matrix: the largest has {largest}. "
-                f"Give at most {largest}."
-            )
-        if self._request.share is None and rank is not None:
-            small = [change for change in factored if change.side < rank]
-            if small:
-                self._say(
-                    f"{_some(small)} have fewer than {rank} rows or columns; their factors have "
-                    "their full rank, which loses nothing."
-                )
-        if lost:
-            energies = [change.energy for change in self._changes]
-            share = sum(change.energy for change in lost) / math.fsum(
-                energy for energy in energies if not math.isnan(energy)
-            )
-            self._say(
-                f"{_some(lost)} differ and are not in the adapter: {share:.2%} of the energy is "
-                "lost with them."
-                + (
-                    " --embeddings full or lora holds embedding and head."
-                    if any(change.name in self._pairing.vocabulary.names for change in lost)
-                    else ""
-                )
-            )
-        if self._pairing.rows is not None:
-            self._say(
-                f"The fine-tune has {self._pairing.rows:,} tokens. PEFT loads the adapter on a "
-                f"base that was resized to as many (resize_token_embeddings); forge does it itself."
-            )
-
     def _ranks(self, factored: Sequence[Changed], scratch: Scratch) -> dict[str, int]:
         if self._request.share is None:
             assert self._request.rank is not None
@@ -346,7 +207,8 @@ class _Extraction:
             scratch.put(change.name, self._factors(change))
             self._progress.advance(math.prod(change.shape))
 
-        self._run_all(partial(decompose, change) for change in _by_size(factored))
+        jobs = (partial(decompose, change) for change in _by_size(factored))
+        run_all(jobs, num_threads=self._threads)
         return {change.name: scratch.rank(change.name) for change in factored}
 
     def _factors(self, change: Changed) -> Truncated:
@@ -426,7 +288,7 @@ class _Extraction:
 
         jobs: list[Callable[[], None]] = [partial(extract, one) for one in _by_size(factored)]
         jobs += [partial(copy, stored, name) for stored, name in whole.items()]
-        self._run_all(jobs)
+        run_all(jobs, num_threads=self._threads)
 
     def _put(
         self, sink: TensorSink, name: str, values: Singles, statistics: Mapping[str, object]
@@ -508,43 +370,7 @@ class _Extraction:
         self._notices.append(notice)
         self._progress.notice(notice)
 
-    def _run_all(self, jobs: Iterable[Callable[[], None]]) -> None:
-        """Run jobs on all threads; the first error ends the others at their next tensor."""
-
-        def run(job: Callable[[], None]) -> None:
-            if self._stop.is_set():
-                raise _StoppedError
-            job()
-
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="forge-extract")
-        try:
-            flying: set[Future[None]] = {pool.submit(run, job) for job in jobs}
-            while flying:
-                finished, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_experts(factored: Sequence[Changed], ranks: Mapping[str, int]) -> None:
-    experts = {ranks[change.name] for change in factored if EXPERTS in change.name}
-    if experts and experts != {max(ranks.values())}:
-        raise IncompatibleError(
-            "PEFT loads factors of experts only if all have one rank, the largest of the adapter. "
-            f"Give a rank alone (--rank) that is at most {min(experts)}."
-        )
-
 
 def _by_size(changes: Sequence[Changed]) -> list[Changed]:
     # A large matrix begun last would leave the other threads waiting.
     return sorted(changes, key=lambda change: -math.prod(change.shape))
-
-
-def _some(changes: Sequence[Changed]) -> str:
-    shown = ", ".join(f"'{change.name}'" for change in changes[:_NAMED])
-    rest = len(changes) - _NAMED
-    return shown if rest <= 0 else f"{shown} and {rest:,} more"

@@ -17,7 +17,7 @@ from forge.cli.progress import open_progress
 from forge.cli.tables import duration_text, plural, size_text, table
 
 if TYPE_CHECKING:
-    from forge.adapters.extract import ExtractResult, TensorEnergy
+    from forge.adapters.contract import ExtractResult, TensorEnergy
     from forge.adapters.plan import Embeddings
 
 _OUTPUTS: Final = Path("adapters")

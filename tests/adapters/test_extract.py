@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from forge import api
-from forge.adapters.extract import ExtractResult, Request, run_extract
+from forge.adapters.contract import ExtractResult, Request
+from forge.adapters.extract import run_extract
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.checkpoints.progress import Silence
 from forge.core.errors import ForgeError, IncompatibleError, NonFiniteError, OutputError
@@ -76,7 +77,7 @@ def test_the_manifest_says_what_is_kept_by_tensor_and_overall(place: Path) -> No
     assert manifest["energy"]["kept"] == result.kept == pytest.approx(1 - left / total, abs=1e-6)
     assert set(manifest["energy"]["lost"]) == {"model.embed_tokens.weight", "lm_head.weight"}
     (notice,) = manifest["notices"]
-    assert "of the energy is lost" in notice
+    assert "% of the energy" in notice
     assert "--embeddings" in notice
 
 

@@ -14,7 +14,8 @@ pytest.importorskip("peft")
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from forge.adapters.extract import Request, run_extract
+from forge.adapters.contract import Request
+from forge.adapters.extract import run_extract
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.recipes.reference import ModelReference
 from tests.architectures.tiny_models import tiny_model
