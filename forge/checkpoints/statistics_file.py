@@ -42,6 +42,7 @@ class Statistics:
         source: The tensors.
         shared: For each weight that has statistics, the tensor that holds them.
         num_tokens: Tokens that they were collected on.
+        transposed: Whether the model's linear layers are stored [in, out].
         files: Digest of each weight file of the model, by its name.
     """
 
@@ -50,6 +51,7 @@ class Statistics:
     source: SafetensorsSource
     shared: Mapping[str, str]
     num_tokens: int
+    transposed: bool
     files: Mapping[str, Mapping[str, object]]
 
 
@@ -116,6 +118,7 @@ def open_statistics(text: str, model: TensorSource, *, weights: bool, kind: str)
         source,
         shared,
         num_tokens if type(num_tokens) is int else 0,
+        table.get("transposed") is True,
         _files(text, manifest),
     )
     if weights and table.get("probe") != probe(model.files()):

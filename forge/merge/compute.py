@@ -67,7 +67,7 @@ def compute(
         companions=tuple(companions),
     )
     depth = None if job.layer is None else layer_position(job.layer, num_layers)
-    call = MethodCall(job.values, job.models, job.streams, depth)
+    call = MethodCall(job.values, job.models, job.streams, depth, job.transposed)
     try:
         statistics: TensorStatistics = _method(job.method).merge(operands, call)
     except IncompatibleError as error:

@@ -37,12 +37,14 @@ class MethodCall:
         streams: Random stream of each model beside the base.
         depth: Where the tensor's layer stands in the result, from 0 for the first to 1 for the
             last; ``None`` outside the layers.
+        transposed: Whether linear layers store [in, out] instead of [out, in].
     """
 
     values: Mapping[str, ParameterValue]
     models: tuple[Mapping[str, ParameterValue], ...]
     streams: tuple[Stream, ...] = ()
     depth: float | None = None
+    transposed: bool = False
 
     def number(self, name: str) -> float:
         """Return a global number."""

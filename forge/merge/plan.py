@@ -62,6 +62,7 @@ class MergeJob:
         layer: Number of the output layer, or ``None`` outside the layers.
         companions: For each input beside the base, what a method of statistics reads with it, or
             ``None``; empty for the other methods.
+        transposed: Whether its companions say that linear layers are stored [in, out].
     """
 
     output: str
@@ -75,6 +76,7 @@ class MergeJob:
     streams: tuple[Stream, ...]
     layer: int | None
     companions: tuple[JobInput | None, ...] = ()
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,7 @@ class _Builder:
             for model, checkpoint in checkpoints.items()
         }
         self._names = {model: frozenset(source.names()) for model, source in self._sources.items()}
+        self._own = {model: checkpoint.source for model, checkpoint in checkpoints.items()}
         self._statistics = {
             model: checkpoint.statistics for model, checkpoint in checkpoints.items()
         }
@@ -498,6 +501,8 @@ class _Builder:
             streams=streams,
             layer=place.output_layer,
             companions=tuple(self._companion(item) for item in inputs) if method.statistics else (),
+            transposed=bool(method.statistics)
+            and any(each is not None and each.transposed for each in self._statistics.values()),
         )
 
     def _companion(self, item: JobInput) -> JobInput | None:
@@ -505,6 +510,9 @@ class _Builder:
         statistics = self._statistics.get(item.model)
         held = None if statistics is None else statistics.shared.get(item.name)
         if statistics is None or held is None:
+            return None
+        if self._sources[item.model].info(item.name) != self._own[item.model].info(item.name):
+            # Rows in the order of another vocabulary are no longer those that were observed.
             return None
         return JobInput(ModelReference(statistics.label), held)
 

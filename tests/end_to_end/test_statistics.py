@@ -128,6 +128,51 @@ def test_regmean_of_checkpoints_equals_the_normal_equations(room: Path, tmp_path
     assert entries[0]["statistics"]["files"][0]["name"] == "model.safetensors"
 
 
+def test_weights_stored_in_by_out_are_solved_for_as_such(tmp_path: Path) -> None:
+    """GPT-2: a square matrix does not tell which of its sides reads."""
+    np.save(tmp_path / "t.npy", np.random.default_rng(2).integers(4, 30, (10, 26)).astype("<i4"))
+    for number, name in enumerate(("one", "two"), start=1):
+        tiny_checkpoint(
+            tmp_path / name, model_type="gpt2", tune=number, tune_scale=1.0, dtype="F32", tie=True
+        )
+        api.calibrate(
+            str(tmp_path / name), "regmean", tmp_path / f"{name}-regmean",
+            calibration={"calibration": str(tmp_path / "t.npy")},
+        )  # fmt: skip
+    values = merge(recipe_of(tmp_path, "regmean"), tmp_path / "out")
+    models = [read_values(tmp_path / name) for name in ("one", "two")]
+    held = [read_values(tmp_path / f"{name}-regmean") for name in ("one", "two")]
+    square = [name for name in held[0] if "attn.c_proj" in name]
+    assert square
+    for name in held[0]:
+        expected = reference.regmean(
+            [model[name].astype(np.float64).T for model in models],
+            grams=[each[name].astype(np.float64) for each in held],
+            weights=[1.0, 0.5],
+        ).T
+        assert np.abs(values[name] - expected).max() <= 1e-6 * np.abs(expected).max(), name
+
+
+def test_rearranged_embeddings_have_no_statistics(room: Path, tmp_path: Path) -> None:
+    """Rows of a new vocabulary are not those whose gradients were squared."""
+    tiny_checkpoint(
+        tmp_path / "two", tune=2, dtype="F32", vocab=40, extra_tokens=["yak"], tune_scale=1.0
+    )
+    chosen = {"calibration": str(room / "two.npy")}
+    api.calibrate(
+        str(tmp_path / "two"), "fisher", tmp_path / "two-fisher", calibration=chosen, labels="text"
+    )
+    value = recipe_of(room, "fisher", tokenizer_source="union")
+    value["models"][1] |= {  # type: ignore[index]
+        "model": str(tmp_path / "two"),
+        "statistics": str(tmp_path / "two-fisher"),
+    }
+    merge(value, tmp_path / "out")
+    tensors = json.loads((tmp_path / "out" / "forge_manifest.json").read_text())["tensors"]
+    assert tensors["model.embed_tokens.weight"]["fallback"] == "mean: no statistics"
+    assert "fallback" not in tensors[QUERY]
+
+
 def test_regmean_is_nearer_to_both_models_than_their_mean(room: Path, tmp_path: Path) -> None:
     """On the inputs that were seen, which is what it promises."""
     near = merge(recipe_of(room, "regmean", parameters={"alpha": 1.0}), tmp_path / "near")

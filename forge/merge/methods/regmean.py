@@ -42,8 +42,7 @@ def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
     side = math.isqrt(grams[0].size if grams[0] is not None else 0)
     alpha = min(call.number("alpha"), LARGEST_ALPHA)
     squares = [gram.reshape(side, side).astype(np.float64) for gram in grams if gram is not None]
-    # A transposed weight (GPT-2) multiplies its inputs from the other side.
-    is_transposed = operands.shape[1] != side
+    is_transposed = call.transposed
     values = [
         operands.values(index).astype(np.float64).reshape(operands.shape)
         for index in range(len(weights))

@@ -208,8 +208,10 @@ class _Work:
             "probe": self._probe,
             "shared": self.shared,
         }
-        if self._kind == "fisher":
+        if self._moments is None:
             statistics["labels"] = self._labels
+        else:
+            statistics["transposed"] = self._moments.transposed
         checkpoint = self._checkpoint
         return {
             "schema": SCHEMA,

@@ -53,6 +53,7 @@ class Moments:
     Attributes:
         shared: For each weight, the tensor that holds the moments of its inputs.
         tensors: What will be collected.
+        transposed: Whether the file holds the linears' weights [in, out].
 
     Raises:
         IncompatibleError: The family is unknown, or transformers builds it otherwise.
@@ -72,6 +73,7 @@ class Moments:
         self._plans = plan_blocks(checkpoint)
         self._skeleton = Skeleton(checkpoint, device=self._device, num_tokens=tokens_BT.shape[1])
         self.shared: dict[str, str] = {}
+        self.transposed = False
         self._held: list[list[_Held]] = []
         for plan in self._plans:
             self._held.append(self._inputs_of(plan))
@@ -117,6 +119,7 @@ class Moments:
             place = places[linear.module]
             held = found.setdefault(place, _Held(place, linear.tensor, linear.shape_OI[1]))
             self.shared[linear.tensor] = held.name
+            self.transposed |= linear.transposed
         return list(found.values())
 
     def _embed(self) -> tuple[HiddenStates, list[list[Call]]]:
