@@ -142,6 +142,19 @@ class Architecture:
         section = config.get(self.text_section) if self.text_section else None
         return section if isinstance(section, Mapping) else config
 
+    def num_positions(self, config: Mapping[str, object]) -> int | None:
+        """Return the most tokens that a config says the model can read.
+
+        Args:
+            config: ``config.json``.
+
+        Returns:
+            The number; ``None`` where there is none, as of positions that are never counted out.
+        """
+        text = self.text_config(config)
+        found = (text.get(key) for key in _POSITIONS)
+        return next((v for v in found if type(v) is int and v > 0), None)
+
     def is_tied(self, config: Mapping[str, object]) -> bool:
         """Tell whether a config declares that the head shares the embedding's weights.
 
@@ -255,6 +268,7 @@ def _with_tower(
     )
 
 
+_POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
 _DECODER_H: Final = ("transformer.h.", "h.")
 
 ARCHITECTURES: Final = Catalog(

@@ -247,8 +247,9 @@ def _text_config(checkpoint: Checkpoint) -> Mapping[str, object]:
 
 
 def _longest(subject: _Subject) -> int:
-    longest = _text_config(subject.checkpoint).get("max_position_embeddings")
-    return longest if isinstance(longest, int) and longest > 1 else WINDOW
+    config, source = subject.checkpoint.config, subject.checkpoint.source
+    longest = architecture_of(config, tensor_names=source.names()).num_positions(config)
+    return longest if longest is not None and longest > 1 else WINDOW
 
 
 def _width(model: object) -> int:

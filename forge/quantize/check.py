@@ -222,8 +222,8 @@ def _calibration_problems(
     recipe: CalibrationRecipe, checkpoint: Checkpoint, architecture: Architecture
 ) -> list[str]:
     problems = []
-    longest = architecture.text_config(checkpoint.config).get("max_position_embeddings")
-    if type(longest) is int and recipe.source != "tokens" and recipe.tokens > longest:
+    longest = architecture.num_positions(checkpoint.config)
+    if longest is not None and recipe.source != "tokens" and recipe.tokens > longest:
         problems.append(
             f"Sequences of {recipe.tokens} tokens are longer than the {longest} positions of "
             f"'{checkpoint.reference}'. Ask for --calibration-tokens {longest} or fewer."

@@ -45,6 +45,11 @@ class Row:
     reason: str = ""
     is_quick: bool = False
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether its layers choose between experts."""
+        return bool(self.keep) or "experts" in self.reason
+
 
 _INNER = {"intermediate_size": 128}
 _EXPERTS = {"intermediate_size": 128, "moe_intermediate_size": 64}
