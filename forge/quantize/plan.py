@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,10 +37,12 @@ _PROCESS_BYTES: Final = 180_000_000
 _TENSOR_BYTES: Final = 6_000
 """What plan, journal and manifest hold about one tensor."""
 _EXPERT: Final = re.compile(r"\.experts?\.\d+\.")
-_BYTES_PER_WEIGHT: Final = {"bnb": 0.25, "rtn": 3, "awq": 32}
+_TORCH_BYTES: Final = 150_000_000
+"""What calibration needs beside, to run blocks."""
+_BYTES_PER_WEIGHT: Final = {"bnb": 0.25, "rtn": 3, "awq": 8}
 """What a thread holds of the layer that it works on, above its bytes in the file. Measured on a
 block of 70B: bnb streams what it writes (0.11 with double quantization); rtn holds codes, and packs
-them (2.4)."""
+them (2.4); awq holds what it tries (4.4), beside the whole block in float32."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,14 @@ class QuantizePlan:
         """How many of them become codes."""
         return sum(linear.shape_OI[0] * linear.shape_OI[1] for linear in self.linears)
 
+    @property
+    def _widest_block(self) -> int:
+        """Most weights of one decoder block."""
+        weights: Counter[int] = Counter()
+        for linear in self.linears:
+            weights[linear.block] += linear.shape_OI[0] * linear.shape_OI[1]
+        return max(weights.values(), default=0)
+
     def memory_bytes(self, threads: int | None = None) -> int:
         """Estimate the memory that the work needs, beside mapped files.
 
@@ -133,8 +144,10 @@ class QuantizePlan:
             (linear.shape_OI[0] * linear.shape_OI[1] for linear in self.linears), default=0
         )
         tensors = sum(len(output.tensors) for output in self.outputs)
+        calibration = _TORCH_BYTES + 4 * self._widest_block if self.method == "awq" else 0
         return (
             _PROCESS_BYTES
+            + calibration
             + int(width * widest * _BYTES_PER_WEIGHT[self.method])
             + tensors * _TENSOR_BYTES
         )
