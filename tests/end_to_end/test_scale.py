@@ -9,6 +9,7 @@ busy one it stays the same.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -100,6 +101,30 @@ def test_a_dry_run_of_three_mixtures_of_45_000_tensors(deepseek_v3: Path) -> Non
     assert "61 layers, 45,395 tensors, 671 B parameters" in text
     assert "reads 4.03 TB, writes 1.34 TB" in text
     assert_cheap(cost, seconds=10, num_bytes=GB)
+
+
+def test_a_dry_run_knows_methods_that_hold_whole_matrices(llama_3_70b: Path) -> None:
+    """TSV-M works on inner products of 8,192 columns: at 2,048 columns, 15 squares were measured
+    beside the result."""
+    recipe = json.loads((llama_3_70b / "dare.yaml").read_text())
+    for entry in recipe["models"]:
+        entry.pop("parameters", None)
+    (llama_3_70b / "tsv_m.yaml").write_text(json.dumps(recipe | {"merge_method": "tsv_m"}))
+    _, text = forge(llama_3_70b, "merge", "tsv_m.yaml", "--dry-run", "--json")
+    matrices = 8 * (15 * 8192**2 + 8192 * 28672)
+    threads = len(os.sched_getaffinity(0))
+    memory = json.loads(text)["memory_bytes"]
+    assert memory == pytest.approx(threads * matrices, rel=0.05)
+
+
+def test_a_dry_run_knows_that_calibration_holds_a_block(llama_3_70b: Path) -> None:
+    """A block of 856 million weights in float32, and 235 million of a layer for each thread."""
+    (llama_3_70b / "text.txt").write_text("aspirin treats pain and fever " * 1000)
+    arguments = ("models/base", "--method", "awq", "--calibration", "text.txt", "--dry-run")
+    _, text = forge(llama_3_70b, "quantize", *arguments, "--json")
+    threads = len(os.sched_getaffinity(0))
+    expected = 4 * 855_638_016 + 8 * threads * 8192 * 28672
+    assert json.loads(text)["memory_bytes"] == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(

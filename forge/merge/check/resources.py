@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.header_source import HeaderOnlySource
 from forge.checkpoints.partial import PARTIAL_SUFFIX
+from forge.checkpoints.source import SafetensorsSource
 from forge.merge.check.report import Notebook
 from forge.merge.plan import MergePlan
 from forge.recipes.merge_types import MergeRecipe
@@ -22,6 +24,8 @@ _THREAD_BYTES: Final = 12_000_000
 """Work rows and one piece of output of a thread, with room to spare."""
 _BLOCK_BYTES: Final = 24_000_000
 """Rows and factors that an adapter's arithmetic holds beside a merged tensor."""
+_SPECTRAL: Final = frozenset({"tsv_m", "iso_c", "iso_cts"})
+"""Methods that hold square matrices of float64 as wide as the shorter side of a tensor."""
 _TENSOR_BYTES: Final = 6_000
 """What plan, journal and manifest hold about one tensor."""
 
@@ -94,13 +98,13 @@ def _memory(
     jobs = len(plan.jobs) if plan else 0
     return (
         _PROCESS_BYTES
-        + threads * (_THREAD_BYTES + _computed_bytes(recipe, checkpoints))
+        + threads * (_THREAD_BYTES + _computed_bytes(recipe, checkpoints) + _matrix_bytes(plan))
         + jobs * _TENSOR_BYTES
     )
 
 
 def _computed_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint]) -> int:
-    """Return what one thread holds at most of tensors that adapters and stages compute."""
+    """Return what one thread holds at most of tensors that are computed when they are read."""
     total = 0
     for model in recipe.references():
         if checkpoints[model].parts:
@@ -113,7 +117,26 @@ def _computed_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Ch
             source = checkpoints[model].source
             infos = [source.info(name) for name in source.names()]
             total += max((info.nbytes for info in infos), default=0) + _BLOCK_BYTES
+        elif not isinstance(checkpoints[model].source, SafetensorsSource | HeaderOnlySource):
+            # What is decoded.
+            source = checkpoints[model].source
+            total += max((source.info(name).nbytes for name in source.names()), default=0)
     return total
+
+
+def _matrix_bytes(plan: MergePlan | None) -> int:
+    """Return what one thread holds at most of the inner products that spectral methods work on."""
+    most = 0
+    for job in plan.jobs if plan else ():
+        outside = job.layer is None and job.values.get("outside_layers") == "mean"
+        if job.method not in _SPECTRAL or len(job.shape) != 2 or outside:
+            continue
+        (rows, columns), count = job.shape, len(job.models)
+        pairs = count * (count + 1) // 2
+        squares = 6 if job.method == "iso_c" else pairs + 3 * count + 6
+        result = rows * columns if rows < columns else 0
+        most = max(most, 8 * (squares * min(rows, columns) ** 2 + result))
+    return most
 
 
 def _free_disk(out: Path) -> int | None:
