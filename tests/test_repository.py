@@ -33,6 +33,7 @@ from tests.factory import read_values, tiny_checkpoint, tiny_config, tiny_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "merge_configs").glob("*.yaml"))
+MIXTURES = [path for path in CONFIGS if path.stem.endswith("_moe")]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
@@ -68,7 +69,33 @@ def _models(recipe: MergeRecipe) -> list[str]:
     return sorted(models, key=lambda model: model != str(recipe.base_model))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", MIXTURES, ids=lambda path: path.stem)
+def test_shipped_mixture_is_built_of_stand_ins(config: Path, tmp_path: Path) -> None:
+    shipped = api.load_moe_recipe(config)
+    names = {str(model): str(tmp_path / Path(str(model)).name) for model in shipped.references()}
+    for number, folder in enumerate(names.values()):
+        _stand_in(Path(folder), number=number, layers=2)
+    local = tmp_path / config.name
+    local.write_text(yaml.safe_dump(_localized(yaml.safe_load(config.read_text()), names)))
+
+    result = api.moe(local, tmp_path / "out", threads=1)
+
+    assert api.verify(result.out).ok
+    merged = json.loads((result.out / "config.json").read_text())
+    assert merged["num_local_experts"] == len(shipped.experts)
+    values = read_values(result.out)
+    for number, entry in enumerate(shipped.experts):
+        own = read_values(Path(names[str(entry.source_model)]))
+        expert = f"model.layers.1.block_sparse_moe.experts.{number}.w3.weight"
+        assert (values[expert] == own["model.layers.1.mlp.up_proj.weight"]).all()
+    router = values["model.layers.1.block_sparse_moe.gate.weight"]
+    assert router.shape[0] == len(shipped.experts)
+    assert router.any()
+
+
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if path not in MIXTURES], ids=lambda path: path.stem
+)
 def test_shipped_recipe_runs_on_stand_ins(config: Path, tmp_path: Path) -> None:
     shipped = load_merge_recipe(config, METHODS)
     named = [source.end for piece in shipped.slices for source in piece.sources]
