@@ -268,6 +268,8 @@ def _with_tower(
     )
 
 
+FURTHER_LAYERS: Final = "num_nextn_predict_layers"
+"""Config key that promises layers behind the last, which predict further tokens (DeepSeek-V3)."""
 _POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
 _DECODER_H: Final = ("transformer.h.", "h.")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from forge.architectures.table import Architecture
+from forge.architectures.names import layers_present
+from forge.architectures.table import FURTHER_LAYERS, Architecture
 from forge.checkpoints.chat_templates import with_template
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import (
@@ -47,6 +48,7 @@ def sidecars_of(
         tied=plan.tied if plan.tied != plan.architecture.is_tied(donor.config) else None,
         label=str(plan.donor),
     )
+    config = _without_further_layers(config, plan.architecture, donor)
     tokenizer = read_tokenizer_files(donor.tokenizer_root)
     if vocabulary is not None and vocabulary.tokenizer_files:
         tokenizer = dict(vocabulary.tokenizer_files)
@@ -85,6 +87,21 @@ def has_sidecars(out: Path, files: Mapping[str, bytes]) -> bool:
         return all((out / name).read_bytes() == content for name, content in files.items())
     except OSError:
         return False
+
+
+def _without_further_layers(
+    config: dict[str, object], architecture: Architecture, donor: Checkpoint
+) -> dict[str, object]:
+    """Return a config that does not promise layers that were left out; see ``layers-extra``."""
+    present = layers_present(architecture, donor.source.names())
+    if not present or present[-1] < architecture.num_layers(donor.config):
+        return config
+    section = architecture.text_section
+    nested = config.get(section) if section is not None else None
+    if section is not None and isinstance(nested, Mapping):
+        text = {key: 0 if key == FURTHER_LAYERS else value for key, value in nested.items()}
+        return {**config, section: text}
+    return {key: 0 if key == FURTHER_LAYERS else value for key, value in config.items()}
 
 
 def _with_ids(

@@ -16,7 +16,7 @@ from typing import Final
 
 from forge.architectures.blocks import Linear, is_kept, quantizable_linears
 from forge.architectures.names import architecture_of, layers_present
-from forge.architectures.table import Architecture
+from forge.architectures.table import FURTHER_LAYERS, Architecture
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.grid import grid_warning
 from forge.checkpoints.partial import PARTIAL_SUFFIX
@@ -139,6 +139,14 @@ def _check_layers(checkpoint: Checkpoint, architecture: Architecture) -> None:
     present = layers_present(architecture, checkpoint.source.names())
     stated = architecture.num_layers(checkpoint.config)
     missing = sorted(set(range(stated)) - set(present))
+    promised = architecture.text_config(checkpoint.config).get(FURTHER_LAYERS)
+    if promised and not missing and len(present) > stated:
+        count = len(present) - stated
+        raise IncompatibleError(
+            f"'{checkpoint.reference}' holds {count} layer{'s' if count > 1 else ''} behind its "
+            f"last, to predict further tokens ({FURTHER_LAYERS}), and forge quantizes none. A merge "
+            "leaves them out: merge_method passthrough with this model alone."
+        )
     if missing or len(present) > stated:
         fault = f"no layer {missing[0]}" if missing else f"{len(present)}"
         raise CheckpointError(

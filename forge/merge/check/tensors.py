@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from forge.architectures.table import FURTHER_LAYERS
 from forge.checkpoints.header import TensorInfo
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.merge.check.report import Notebook, listed, some
@@ -85,8 +86,15 @@ def _check_layers(subject: Subject, notes: Notebook) -> None:
             "layers-extra",
             f"{subject.reference}: config.json states {subject.num_layers} layers, but its files "
             f"also hold layer {extra[0]}{' and others' if len(extra) > 1 else ''} (such layers "
-            "predict further tokens, or are left over). They are not merged and not written.",
+            "predict further tokens, or are left over). They are not merged and not written"
+            f"{_promise(subject)}.",
         )
+
+
+def _promise(subject: Subject) -> str:
+    if not subject.text_config.get(FURTHER_LAYERS):
+        return ""
+    return f", and {FURTHER_LAYERS} is written as 0 for a result made after {subject.reference}"
 
 
 def _note_ties(
