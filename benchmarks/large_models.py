@@ -4,7 +4,7 @@ Headers, index, configuration and tokenizer have their true sizes; the weights a
 files, which read as zeros and take no room on the disk. So a folder of 141 GB, or of 1.3 TB, is
 written in a second, and everything that comes before the first weight is read can be measured.
 
-The tokenizer counts in a check: a vocabulary of 128,256 tokens is 10 MB of JSON, far more than all
+The tokenizer counts in a check: a vocabulary of 128,256 tokens is 7 MB of JSON, far more than all
 headers of a dense model together. It is a byte-level BPE that ``tokenizers`` loads.
 """
 
