@@ -144,8 +144,8 @@ def _check_layers(checkpoint: Checkpoint, architecture: Architecture) -> None:
         count = len(present) - stated
         raise IncompatibleError(
             f"'{checkpoint.reference}' holds {count} layer{'s' if count > 1 else ''} behind its "
-            f"last, to predict further tokens ({FURTHER_LAYERS}), and forge quantizes none. A merge "
-            "leaves them out: merge_method passthrough with this model alone."
+            f"last, to predict further tokens ({FURTHER_LAYERS}), and forge quantizes none. A "
+            "merge leaves them out: merge_method passthrough with this model alone."
         )
     if missing or len(present) > stated:
         fault = f"no layer {missing[0]}" if missing else f"{len(present)}"
