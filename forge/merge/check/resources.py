@@ -13,8 +13,9 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header_source import HeaderOnlySource
 from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.source import SafetensorsSource
+from forge.merge.check.matrices import working_bytes
 from forge.merge.check.report import Notebook
-from forge.merge.plan import MergeJob, MergePlan
+from forge.merge.plan import MergePlan
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
@@ -24,8 +25,6 @@ _THREAD_BYTES: Final = 12_000_000
 """Work rows and one piece of output of a thread, with room to spare."""
 _BLOCK_BYTES: Final = 24_000_000
 """Rows and factors that an adapter's arithmetic holds beside a merged tensor."""
-_SPECTRAL: Final = frozenset({"tsv_m", "iso_c", "iso_cts"})
-"""Methods that hold square matrices of float64 as wide as the shorter side of a tensor."""
 _TENSOR_BYTES: Final = 6_000
 """What plan, journal and manifest hold about one tensor."""
 
@@ -126,22 +125,7 @@ def _computed_bytes(recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Ch
 
 def _matrix_bytes(plan: MergePlan | None) -> int:
     """Return what one thread holds at most of the matrices that some methods work on."""
-    return max((8 * _matrix_numbers(job) for job in plan.jobs), default=0) if plan else 0
-
-
-def _matrix_numbers(job: MergeJob) -> int:
-    """Return how many numbers of float64 a method holds of one tensor."""
-    outside = job.layer is None and job.values.get("outside_layers", "mean") == "mean"
-    if len(job.shape) != 2 or outside:
-        return 0
-    (rows, columns), count = job.shape, len(job.models)
-    if job.method == "regmean":
-        return (count + 3) * columns**2 + (count + 4) * rows * columns
-    if job.method not in _SPECTRAL:
-        return 0
-    squares = 6 if job.method == "iso_c" else count * (count + 1) // 2 + 3 * count + 6
-    # The result of a wide matrix is held whole.
-    return squares * min(rows, columns) ** 2 + (rows * columns if rows < columns else 0)
+    return max(map(working_bytes, plan.jobs), default=0) if plan else 0
 
 
 def _free_disk(out: Path) -> int | None:
