@@ -65,7 +65,7 @@ def _localized(value: object, names: dict[str, str]) -> object:
 
 def _models(recipe: MergeRecipe) -> list[str]:
     extra = () if recipe.tokenizer is None else recipe.tokenizer.references()
-    models = dict.fromkeys(str(model) for model in (*recipe.references(), *extra))
+    models = dict.fromkeys(str(model) for model in (*recipe.origins(), *extra))
     return sorted(models, key=lambda model: model != str(recipe.base_model))
 
 
@@ -104,7 +104,8 @@ def test_shipped_recipe_runs_on_stand_ins(config: Path, tmp_path: Path) -> None:
     for number, folder in enumerate(names.values()):
         _stand_in(Path(folder), number=number, layers=layers)
     local = tmp_path / config.name
-    local.write_text(yaml.safe_dump(_localized(yaml.safe_load(config.read_text()), names)))
+    stages = [_localized(part, names) for part in yaml.safe_load_all(config.read_text())]
+    local.write_text(yaml.safe_dump_all(stages))
 
     result = api.merge(local, tmp_path / "out", threads=1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge.merge.catalog import METHODS
-from forge.recipes.document import load_document
+from forge.recipes.document import read_documents
 from forge.recipes.merge_recipe import parse_merge_recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "merge_configs"
@@ -50,7 +50,7 @@ def test_mergekit_agrees() -> None:
         settings.append([{"filter": "self_attn", "value": second}, {"filter": "q_", "value": 1}])
     questions = [(name, t) for name in TENSORS for t in (0, 0.1, 1 / 3, 0.5, 0.77, 31 / 32, 1)]
     merges = sorted(set(FOLDER.glob("*.yaml")) - set(FOLDER.glob("*_moe.yaml")))
-    recipes = [load_document(path).value for path in merges]
+    recipes = [part.value for path in merges for part in read_documents(path)]
     shared = [
         {key: value for key, value in recipe.items() if key not in OWN_KEYS}
         for recipe in recipes
