@@ -2,8 +2,13 @@
 
     2 · layers · key-value heads · size of a head · bytes of an element
 
-Latent attention, sliding windows and layers without attention keep something else; for the
-first and the last there is no such formula, and the real cache is measured in any case.
+Latent attention (DeepSeek) keeps what keys and values are made from, and the part of the keys that
+is rotated, which all heads share:
+
+    layers · (rank of keys and values + size of the rotated part) · bytes of an element
+
+Sliding windows and layers without attention keep something else; for the latter there is no such
+formula, and the real cache is measured in any case.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ _HEADS: Final = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-_OTHERWISE: Final = ("kv_lora_rank", "layers_block_type", "ssm_cfg", "state_size")
+_LATENT: Final = ("kv_lora_rank", "qk_rope_head_dim")
+_OTHERWISE: Final = ("layers_block_type", "ssm_cfg", "state_size")
 """Keys of models whose cache is not keys and values of every layer."""
 
 
@@ -43,6 +49,9 @@ def kv_bytes_per_token(config: Mapping[str, object], *, itemsize: int) -> int | 
     hidden = _number(text, _HIDDEN)
     if any(text.get(key) for key in _OTHERWISE) or layers is None or heads is None:
         return None
+    if any(text.get(key) for key in _LATENT):
+        rank, rotated = (_number(text, (key,)) for key in _LATENT)
+        return None if rank is None or rotated is None else layers * (rank + rotated) * itemsize
     if size is None:
         if hidden is None:
             return None
