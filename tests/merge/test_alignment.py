@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from forge.api import check, merge
 from forge.core.errors import IncompatibleError
 from tests.architectures.tiny_models import WITH_VISION, save_tiny
+from tests.evaluate.backends.word_models import letter_tokenizer
 from tests.factory import read_values
 
 _TEXT = {"gemma3": "gemma3_text", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "llava": "llama"}
@@ -163,3 +164,24 @@ def test_two_spellings_of_one_family(case: str, tmp_path: Path) -> None:
     first, second = read_values(out / "0"), read_values(out / "1")
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name.removeprefix("transformer.")])
+
+
+def test_vocabularies_of_two_sizes(tmp_path: Path) -> None:
+    """A vision-language model has tokens for images, for which the text model has no rows."""
+    seeing, text, out = (tmp_path / name for name in ("seeing", "text", "out"))
+    save_tiny("gemma3", seeing)
+    save_tiny("gemma3_text", text, seed=1, sizes={"vocab_size": 80})
+    for folder in (seeing, text):
+        letter_tokenizer().save_pretrained(folder)
+    recipe = recipe_of(tmp_path, seeing, text)
+    assert {finding.code for finding in check(recipe).errors} == {"vocabulary-size"}
+    recipe.write_text(recipe.read_text() + "tokenizer: {source: base}\n")
+    merge(recipe, out=out)
+    rows = {
+        name: next(v for k, v in read_values(folder).items() if k.endswith("embed_tokens.weight"))
+        for name, folder in (("seeing", seeing), ("text", text), ("out", out))
+    }
+    assert rows["out"].shape == rows["seeing"].shape
+    mean = (rows["seeing"][:77] + rows["text"][:77]) / 2
+    np.testing.assert_allclose(rows["out"][:77], mean, rtol=1e-6, atol=1e-7)
+    AutoModelForImageTextToText.from_pretrained(out)
