@@ -1,6 +1,7 @@
 """``forge merge``, ``check`` and ``quantize`` with GGUF models, as users run them."""
 
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -121,6 +122,18 @@ def test_a_merge_with_a_bfloat16_parent(place: Path) -> None:
     before = (place / "out" / "model.safetensors").stat().st_mtime_ns
     assert run(["merge", "linear.yaml", "--out", "out"]) == 0
     assert (place / "out" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_check_counts_what_is_decoded(place: Path, capsys: Capture) -> None:
+    (place / "linear.yaml").write_text(LINEAR)
+    (place / "plain.yaml").write_text(LINEAR.replace("med/llama-grouped.gguf", "base"))
+    needs = []
+    for recipe in ("linear.yaml", "plain.yaml"):
+        run(["check", recipe, "--json"])
+        needs.append(json.loads(capsys.readouterr().out)["memory_bytes"])
+    source = open_checkpoint(ModelReference("med")).source
+    largest = max(source.info(name).nbytes for name in source.names())
+    assert needs[0] - needs[1] == len(os.sched_getaffinity(0)) * largest
 
 
 def test_a_task_vector_and_a_lora(place: Path) -> None:

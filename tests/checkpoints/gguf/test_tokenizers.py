@@ -19,6 +19,7 @@ from tokenizers import (
 )
 
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.checkpoints.gguf.byte_level import CUTS as CUTS_OF_FORGE
 from forge.recipes.reference import ModelReference
 from tests.checkpoints.gguf.writing import write_gguf
 
@@ -136,6 +137,14 @@ def test_byte_level(pre: str, added_first: bool, tmp_path: Path) -> None:
         assert ours.decode(expected.ids) == original.decode(expected.ids)
     config = json.loads((root / "tokenizer_config.json").read_bytes())
     assert config["bos_token"] == config["eos_token"] == "<|end|>"
+
+
+def test_the_rules_are_those_of_transformers() -> None:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
+
+    for pre in ("llama-bpe", "llama3", "llama-v3", "qwen2"):
+        step = CUTS_OF_FORGE[pre].steps[0]
+        assert step["pattern"] == {"Regex": theirs.GGUF_PRE_TOKENIZER_SPLITS[pre]}
 
 
 def test_a_word_that_is_a_token_stays_whole(tmp_path: Path) -> None:
