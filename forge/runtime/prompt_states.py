@@ -78,6 +78,7 @@ def hidden_states(
         import torch
 
         from forge.quantize.awq.skeleton import Skeleton, first_of
+        from forge.quantize.awq.workers import give_freed_tensors_back
     except ImportError as error:
         raise MissingExtraError(
             f"gate_mode hidden runs the base model, which needs '{error.name}': "
@@ -90,6 +91,8 @@ def hidden_states(
     skeleton = Skeleton(checkpoint, device=torch.device("cpu"), num_tokens=longest)
     num_blocks = len(skeleton.blocks)
     means: list[Floats] = []
+    # Or what blocks leave behind would grow with their number.
+    give_freed_tensors_back()
     with torch.inference_mode():
         batches = [np.array([tokens], np.int64) for _, tokens in prompts]
         embedded = list(skeleton.embed(batches))

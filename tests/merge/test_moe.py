@@ -387,3 +387,51 @@ def test_dtype_is_written_and_stated(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["dtype"] == "float16"
     report = api.inspect(out)
     assert set(report.dtypes) == {"F16"}
+
+
+def test_the_check_counts_a_block_where_the_base_is_run(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base")
+    needs = {
+        mode: api.check(parse_moe_recipe(recipe_of(base, [base, base], mode=mode))).memory_bytes
+        for mode in ("random", "hidden")
+    }
+    block = 4 * sum(
+        values.size for name, values in read_values(base).items() if ".layers.0." in name
+    )
+    assert needs["hidden"] == 260_000_000 + block
+    assert needs["random"] < needs["hidden"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["hidden", "random"])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, mode: str) -> None:
+    """Of anonymous memory; mapped files are the page cache's."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.end_to_end.model_folders import write_large
+
+    peaks = []
+    for layers in (4, 16):
+        root = tmp_path / str(layers)
+        write_large(root, layers=layers, hidden=1024, inner=4096)
+        write_tokenizer(root / "base")
+        value = recipe_of(Path("base"), [Path("med"), Path("chat")], mode=mode)
+        (root / "moe.yaml").write_text(json.dumps(value))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forge", "moe", "moe.yaml", "--out", "out", "-q"],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=subprocess.DEVNULL,
+        )
+        status, peak = Path(f"/proc/{process.pid}/status"), 0
+        while process.poll() is None:
+            lines = status.read_text().splitlines() if status.exists() else []
+            peak = max(
+                [peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))]
+            )
+        assert process.returncode == 0
+        peaks.append(peak)
+    # Twelve blocks more are 400 MB in bfloat16 and 800 MB in float32.
+    assert peaks[1] - peaks[0] < 60_000

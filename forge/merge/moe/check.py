@@ -29,6 +29,8 @@ from forge.recipes.reference import ModelReference
 
 _MOST_LAYERS: Final = 10_000
 """Beyond it a number of layers is a stranger's invention, and must not size a loop."""
+_TORCH_BYTES: Final = 260_000_000
+"""Interpreter, torch and transformers, before any work."""
 _VOCABULARIES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -95,6 +97,23 @@ def check_models(
     return Frame(
         family, subjects, base.num_layers, hidden_size, expert_size, shared[0] if shared else None
     )
+
+
+def reading_bytes(recipe: MoeRecipe, frame: Frame) -> int:
+    """Estimate the memory that reading the prompts needs: one block of the base, in float32.
+
+    Args:
+        recipe: What to build.
+        frame: Its models.
+
+    Returns:
+        Bytes; 0 where no model is run.
+    """
+    if recipe.gate_mode != "hidden":
+        return 0
+    layers = frame.subjects[recipe.base_model].layers.values()
+    largest = max(sum(info.numel for info in layer.values()) for layer in layers)
+    return _TORCH_BYTES + 4 * largest
 
 
 def _family(recipe: MoeRecipe, base: Checkpoint, notes: Notebook) -> ExpertFamily | None:

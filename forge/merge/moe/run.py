@@ -22,7 +22,7 @@ from forge.kernels.cpu import native
 from forge.merge.check.preflight import facts_of
 from forge.merge.check.report import CheckReport, Notebook
 from forge.merge.check.resources import check_resources
-from forge.merge.moe.check import Frame, check_models
+from forge.merge.moe.check import Frame, check_models, reading_bytes
 from forge.merge.moe.gate_source import GateSource
 from forge.merge.moe.gates import Floats, make_gates
 from forge.merge.moe.outputs import PreparedMoe, moe_manifest, sidecars_of
@@ -86,7 +86,7 @@ def check_moe(
         notes.sorted(),
         needs.input_bytes,
         needs.output_bytes,
-        needs.memory_bytes,
+        max(needs.memory_bytes, 0 if frame is None else reading_bytes(recipe, frame)),
         needs.free_disk_bytes,
         tuple(facts_of(checkpoint) for checkpoint in checkpoints.values()),
         plan,
