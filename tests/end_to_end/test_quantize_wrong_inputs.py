@@ -210,19 +210,19 @@ MODELS = {
     "the Hub, offline": _wrong("org/nothing", "org/nothing", *RTN),
     "no weights": _wrong(WEIGHTS, "model", *RTN, spoil=damage.without(WEIGHTS)),
     "truncated weights": _wrong("truncated", "model", *RTN, spoil=damage.cut(1)),
-    "quantized to AWQ": _wrong(
-        ("quantized already", "awq", "forge convert"), "model", *RTN,
+    "damaged AWQ": _wrong(
+        ("layer 'model.layers.", "groups of 128", "damaged"), "model", *RTN,
         spoil=damage.packed(
             {".qweight": "I32", ".qzeros": "I32", ".scales": "F16"},
             {"quant_method": "awq", "bits": 4, "group_size": 128},
         ),
     ),
     "quantized to AWQ, and silent about it": _wrong(
-        ("quantized already", "GPTQ or AWQ"), "model", *AWQ, *SMALL,
+        ("GPTQ or AWQ", "no quantization_config"), "model", *AWQ, *SMALL,
         spoil=damage.packed({".qweight": "I32", ".qzeros": "I32", ".scales": "F16"}, None),
     ),
-    "quantized by bitsandbytes": _wrong(
-        ("quantized already", "bitsandbytes"), "model", *BNB,
+    "bitsandbytes without its states": _wrong(
+        ("bitsandbytes FP4", "not one of its tensors is"), "model", *BNB,
         spoil=damage.packed(
             {".weight": "U8", ".weight.absmax": "F32", ".weight.quant_map": "F32"},
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
