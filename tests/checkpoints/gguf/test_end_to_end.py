@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from forge import api
 from forge.checkpoints.checkpoint import open_checkpoint
 from forge.cli.app import run
 from forge.recipes.reference import ModelReference
@@ -124,13 +125,15 @@ def test_a_merge_with_a_bfloat16_parent(place: Path) -> None:
     assert (place / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_check_counts_what_is_decoded(place: Path, capsys: Capture) -> None:
-    (place / "linear.yaml").write_text(LINEAR)
-    (place / "plain.yaml").write_text(LINEAR.replace("med/llama-grouped.gguf", "base"))
+def test_a_check_counts_what_is_decoded(place: Path) -> None:
     needs = []
-    for recipe in ("linear.yaml", "plain.yaml"):
-        run(["check", recipe, "--json"])
-        needs.append(json.loads(capsys.readouterr().out)["memory_bytes"])
+    for model in ("med/llama-grouped.gguf", "base"):
+        (place / "one.yaml").write_text(
+            f"merge_method: linear\nmodels: [{{model: ./{model}, parameters: {{weight: 1}}}}]\n"
+        )
+        report = api.check(place / "one.yaml")
+        assert not report.errors
+        needs.append(report.memory_bytes)
     source = open_checkpoint(ModelReference("med")).source
     largest = max(source.info(name).nbytes for name in source.names())
     assert needs[0] - needs[1] == len(os.sched_getaffinity(0)) * largest
