@@ -55,6 +55,9 @@ def _section(row: MethodRow) -> str:
     if not row.symmetric:
         lines += ["The order of the models matters: the base is the one end.", ""]
     lines += [f"Reference: {row.reference}.", ""]
+    if row.statistics:
+        needs = f"Needs `statistics` of kind `{row.statistics}` of each model"
+        lines += [f"{needs}: see [merge_statistics.md](merge_statistics.md).", ""]
     differs = [text for text in (row.differs, departure) if text]
     if differs:
         lines += ["Differs:", "", *(f"- {text}" for text in differs), ""]

@@ -181,9 +181,8 @@ def _check_shapes(statistics: Statistics, model: TensorSource) -> None:
         if fits and shape is not None and statistics.kind == "fisher":
             fits = info.shape == shape
         elif fits and shape is not None:
-            fits = (
-                len(info.shape) == 2 and info.shape[0] == info.shape[1] and info.shape[0] in shape
-            )
+            reads = shape[0 if statistics.transposed else 1] if len(shape) == 2 else -1
+            fits = info.shape == (reads, reads)
         if not fits:
             raise IncompatibleError(
                 f"'{statistics.label}' holds statistics of '{weight}' that are {info.dtype} "

@@ -57,6 +57,8 @@ def _explanation(row: MethodRow) -> str:
     ]
     if row.random:
         lines.append("  random     yes: 'seed' in the recipe or --seed chooses the drops")
+    if row.statistics:
+        lines.append(f"  needs      'forge calibrate MODEL --statistics {row.statistics}' of each")
     if row.differs:
         lines.append(f"  differs    {row.differs}")
     if not row.parameters:

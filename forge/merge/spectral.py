@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forge.core.errors import IncompatibleError
 from forge.kernels.operands import CHUNK, Float64s, Operands
 from forge.merge import consensus, span
 from forge.merge.contract import MethodCall, TensorStatistics
@@ -194,6 +195,9 @@ def merge_matrices(
         call: Needs ``weight`` of each model, and globally ``lambda`` and ``outside_layers``.
         factors: Computes K_i, without ``lambda``; may add numbers to the notes.
         least: Fewest directions that a matrix must have.
+
+    Raises:
+        IncompatibleError: Its values are too large to be squared.
     """
     weights = call.of_models("weight")
     inner = span.gram(operands)
@@ -203,7 +207,13 @@ def merge_matrices(
     task_matrices = TaskMatrices(operands, weights)
     notes: dict[str, float] = {}
     scale = call.number("lambda")
-    scaled = [scale * factor for factor in factors(task_matrices, notes)]
+    try:
+        scaled = [scale * factor for factor in factors(task_matrices, notes)]
+    except np.linalg.LinAlgError as error:
+        raise IncompatibleError(
+            f"its singular vectors cannot be computed ({error}): its values are too large to be "
+            "squared in float64."
+        ) from error
     bad_output = task_matrices.write(scaled)
     return TensorStatistics(
         inner.bad_inputs,

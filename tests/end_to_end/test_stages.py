@@ -14,6 +14,7 @@ from forge.core.errors import ForgeError, IncompatibleError, NonFiniteError, Rec
 from forge.merge.catalog import METHODS
 from forge.merge.stages import open_models
 from forge.recipes.merge_recipe import load_merge_recipe, parse_merge_recipe
+from forge.report import lineage
 from tests.end_to_end.command import forge
 from tests.factory import read_values, tiny_checkpoint
 
@@ -202,6 +203,12 @@ def test_the_card_names_what_stages_are_made_of(here: Path) -> None:
     card = Path("out/README.md").read_text()
     assert "- `one`" in card
     assert str(here) not in card
+
+
+def test_a_report_lists_the_models_of_stages_and_not_the_stages(here: Path) -> None:
+    manifest = api.merge(write(f"{INNER}---\n{OUTER}"), Path("out")).manifest
+    parents = [entry["model"] for entry in lineage._inputs(manifest, 16)]
+    assert parents == ["./chat", "./one", "./two", "./base"]
 
 
 def test_reading_is_that_of_the_folder_whoever_asks(here: Path) -> None:

@@ -3,8 +3,8 @@
     y = base + (α + β (l-1)/(L-1)) Σ w·δ        in layer l of L
     y = base + α Σ w·δ                          in embeddings, last norm and head
 
-α is 1/Σ w and β is 1 - α unless given: the first layer then gets the mean of the task vectors, the
-last one their sum. A result of one layer counts as the last.
+α is 1/Σ w (1 where the weights cancel) and β is 1 - α unless given: the first layer then gets the
+mean of the task vectors, the last one their sum. A result of one layer counts as the last.
 
 LiNeS goes with every method that has a `lambda`, because that is what it scales:
 `lambda: [α, α + β]` is a ramp over the layers that holds its first value outside them, and `lines`

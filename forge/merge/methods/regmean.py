@@ -15,11 +15,11 @@ tokens than inputs would leave W undetermined.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
+from forge.core.errors import IncompatibleError
 from forge.kernels.operands import Float64s, Operands
 from forge.merge import span
 from forge.merge.contract import MethodCall, TensorStatistics
@@ -39,17 +39,21 @@ def merge(operands: Operands, call: MethodCall) -> TensorStatistics:
         return TensorStatistics(
             bad_inputs, bad_output, norms, cosines, fallback="mean: no statistics"
         )
-    side = math.isqrt(grams[0].size if grams[0] is not None else 0)
+    side = operands.shape[0 if call.transposed else 1]
+    if any(gram is not None and gram.size != side * side for gram in grams):
+        raise IncompatibleError(
+            "the models' statistics say different things about which side of it reads. Collect "
+            "them anew."
+        )
     alpha = min(call.number("alpha"), LARGEST_ALPHA)
     squares = [gram.reshape(side, side).astype(np.float64) for gram in grams if gram is not None]
-    is_transposed = call.transposed
     values = [
         operands.values(index).astype(np.float64).reshape(operands.shape)
         for index in range(len(weights))
     ]
-    values = [value.T if is_transposed else value for value in values]
+    values = [value.T if call.transposed else value for value in values]
     merged = _solved(values, squares, weights, alpha)
-    merged = np.ascontiguousarray(merged.T if is_transposed else merged)
+    merged = np.ascontiguousarray(merged.T if call.transposed else merged)
     bad_inputs = tuple(not bool(np.isfinite(value).all()) for value in values)
     extended = replace(operands, inputs=(merged,), dtypes=("F64",), has_base=False, companions=())
     _, bad_output = span.combine(extended, np.ones((1, 1)))
