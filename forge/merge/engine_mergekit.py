@@ -27,6 +27,7 @@ from forge.checkpoints.hashing import checksum_of_range, content_digest, record_
 from forge.checkpoints.header import read_header
 from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.partial import PARTIAL_SUFFIX, PartialLock, discard
+from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.replace import MANIFEST_FILE, check_replaceable, publish
 from forge.checkpoints.sidecars import model_card
 from forge.core.dtypes import BY_TORCH_NAME
@@ -89,7 +90,7 @@ def run_with_mergekit(
         )
     check_replaceable(out, overwrite=overwrite)
     content = mergekit_recipe(recipe)
-    _refuse_mixed_ties(recipe)
+    _refuse_misread(recipe)
     partial = out.resolve().with_name(out.resolve().name + PARTIAL_SUFFIX)
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -178,10 +179,11 @@ def _write_card(recipe: MergeRecipe, content: Mapping[str, object], folder: Path
         (folder / name).write_bytes(text)
 
 
-def _refuse_mixed_ties(recipe: MergeRecipe) -> None:
-    """Refuse what mergekit writes as another model than it merged, without a word.
+def _refuse_misread(recipe: MergeRecipe) -> None:
+    """Refuse what mergekit merges into something else than the models, without a word.
 
-    It puts one model's config.json beside the head of another: read as tied, the head is ignored.
+    It takes the codes of a quantized model for weights, and puts one model's config.json beside the
+    head of another: read as tied, the head is ignored.
     """
     ties: dict[bool, list[str]] = {}
     for model in recipe.references():
@@ -191,6 +193,12 @@ def _refuse_mixed_ties(recipe: MergeRecipe) -> None:
             # mergekit reads formats that forge refuses.
             continue
         names = checkpoint.source.names()
+        found = quantization_of(checkpoint.config, map(checkpoint.source.info, names))
+        if found is not None:
+            raise IncompatibleError(
+                f"{model} is quantized ({found}), and mergekit would merge its codes as if they "
+                "were weights: use forge's own engine, which decodes them."
+            )
         is_tied = architecture_of(checkpoint.config, tensor_names=names).is_tied(checkpoint.config)
         ties.setdefault(is_tied, []).append(str(model))
         checkpoint.source.close()

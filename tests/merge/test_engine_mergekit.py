@@ -131,6 +131,16 @@ def test_tied_and_untied_models_are_refused(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_quantized_models_are_refused(folder: Path) -> None:
+    pytest.importorskip("mergekit")
+    config = json.loads((folder / "tuned" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "tuned" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IncompatibleError, match=r"^tuned is quantized \(gptq, 4 bits\), and merge"):
+        api.merge(write(folder), Path("out"), engine="mergekit")
+    assert not (folder / "out").exists()
+
+
 def test_slices_with_methods_of_their_own_are_refused(folder: Path) -> None:
     source = {"model": "tuned", "layer_range": [0, 1]}
     part = {"merge_method": "linear", "parameters": {"weight": 1}, "sources": [source]}
