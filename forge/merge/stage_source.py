@@ -8,6 +8,7 @@ is computed twice for one tensor of the result.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ class StageSource:
         recipe: Its recipe.
         plan: What it computes.
         sources: Tensors of its models, embeddings in the order of its vocabulary.
-        root: Folder of its small files.
+        root: Temporary folder of its small files; it goes when the source is closed.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class StageSource:
         root: Path,
     ) -> None:
         self._label = label
+        self._root = root
         self._recipe = recipe
         self._sources = sources
         self._jobs = {job.output: job for job in plan.jobs}
@@ -141,8 +143,9 @@ class StageSource:
         return tuple(dict.fromkeys(files))
 
     def close(self) -> None:
-        """Release the files; views that are still held stay valid."""
+        """Release the files, and remove the small ones; views that are held stay valid."""
         self._is_closed = True
+        shutil.rmtree(self._root, ignore_errors=True)
         for source in self._sources.values():
             source.close()
 

@@ -166,12 +166,15 @@ class _Reader:
 
     def _file(
         self, value: Mapping[str, object], path: KeyPath, document: Document, trail: tuple[str, ...]
-    ) -> object:
+    ) -> str:
         """Read the file of a stage, and return the stage's name."""
         written = value["recipe"]
         if not isinstance(written, str) or not written or set(value) != {"recipe"}:
             self._add(document, path, "A stage is written {recipe: file.yaml}, and nothing else.")
-            return None
+            return "stage"
+        if any(ord(character) < 32 for character in written):
+            self._add(document, path, "The path of a recipe holds a control character.")
+            return "stage"
         file = Path(written)
         if document.path is not None:
             file = document.path.parent / file
@@ -181,18 +184,21 @@ class _Reader:
         if real in here:
             chain = " → ".join(Path(step).name for step in (*here[here.index(real) :], real))
             self._add(document, path, f"The recipes name each other in a circle: {chain}.")
-            return None
+            return name
         if len(here) >= MAX_FILES:
             self._add(document, path, f"More than {MAX_FILES} recipes name each other in a row.")
-            return None
+            return name
         try:
             documents = read_documents(file)
         except RecipeError as error:
             self.problems += error.problems
-            return None
+            return name
+        except OSError as error:
+            self._add(document, path, f"The recipe cannot be read: {error.strerror}.")
+            return name
         recipe = self.read(documents, (*here, real))
         if recipe is None:
-            return None
+            return name
         self._register(name, recipe, document, path)
         return name
 

@@ -223,7 +223,10 @@ def test_reading_is_that_of_the_folder_whoever_asks(here: Path) -> None:
         assert one == written.read(name)
         assert one.obj is other.obj
         assert one.readonly
+    root = next(model.root for model in models.values() if model.parts)
+    assert (root / "config.json").is_file()
     stage.close()
+    assert not root.exists()
     with pytest.raises(ForgeError, match="closed"):
         stage.read(stage.names()[0])
 
@@ -249,6 +252,9 @@ def test_reading_is_that_of_the_folder_whoever_asks(here: Path) -> None:
             "circle: a.yaml → b.yaml → a.yaml",
         ),
         ({"recipe.yaml": OUTER.replace("med", "{recipe: gone.yaml}")}, "gone.yaml.*does not exist"),
+        ({"recipe.yaml": OUTER.replace("med", '{recipe: "a\\0b"}')}, "a control character"),
+        ({"recipe.yaml": OUTER.replace("med", f"{{recipe: {'x' * 300}}}")}, "name too long"),
+        ({"recipe.yaml": OUTER.replace("med", "{recipe: /}")}, "is not a file"),
         ({"recipe.yaml": OUTER.replace("med", "{recipe: [1]}")}, "written {recipe: file.yaml}"),
         ({"recipe.yaml": OUTER.replace("med", "{recipe: a.yaml, x: 1}")}, "and nothing else"),
         (
