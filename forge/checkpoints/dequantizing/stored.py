@@ -31,7 +31,7 @@ _OF_ACTIVATIONS: Final = (
 )  # fmt: skip
 """Last parts of names: what scales activations and caches at run time, and is no weight."""
 _OF_CODES: Final = (
-    "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_scale_2",
+    "qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_2",
     "weight_scale_inv", "weight_zero_point", "weight_global_scale", "weight_shape", "weight_g_idx",
     "SCB", "weight_format", "absmax", "quant_map", "nested_absmax", "nested_quant_map",
     "bitsandbytes__nf4", "bitsandbytes__fp4",
@@ -95,11 +95,6 @@ class StoredTensors:
     def infos(self) -> Mapping[str, TensorInfo]:
         """All tensors by name, in file order."""
         return self._infos
-
-    @property
-    def taken(self) -> frozenset[str]:
-        """Names of all parts that were taken."""
-        return frozenset(self._taken)
 
     def dtype_for(self, library: str) -> str:
         """Return the element type that decoded weights get.
@@ -253,7 +248,7 @@ def _is_coded(info: TensorInfo) -> bool:
     return (
         last in _OF_CODES
         or info.dtype.startswith("F8_")
-        or (info.dtype in ("I8", "U8") and last == "weight")
+        or (info.dtype in ("I8", "U8") and last.endswith(("weight", "_blocks", "_scales")))
     )
 
 

@@ -105,6 +105,29 @@ def test_what_fits_no_layer_is_named(tmp_path: Path, tensors: Tensors, message: 
         opened(tmp_path)
 
 
+def test_experts_of_mxfp4_are_whole_or_named(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.experts.down_proj"
+    parts: Tensors = {f"{name}_blocks": stored("U8", np.zeros((2, 4, 1, 16))),
+                      f"{name}_scales": stored("U8", np.full((2, 4, 1), 127))}  # fmt: skip
+    write(tmp_path, parts, {"quant_method": "mxfp4"})
+    assert opened(tmp_path).source.info(name).shape == (2, 32, 4)
+    write(tmp_path, {f"{name}_blocks": parts[f"{name}_blocks"]}, {"quant_method": "mxfp4"})
+    with pytest.raises(CheckpointError, match=r"lacks '.*down_proj_scales'"):
+        opened(tmp_path)
+    other = {f"{name.replace('down', 'gate_up')}_scales": parts[f"{name}_scales"]}
+    write(tmp_path, {**parts, **other}, {"quant_method": "mxfp4"})
+    with pytest.raises(CheckpointError, match=r"gate_up_proj_scales' belongs to no layer"):
+        opened(tmp_path)
+    parts[f"{name}_scales"] = stored("U8", np.full((2, 4, 1), 255))
+    source = opened(write(tmp_path, parts, {"quant_method": "mxfp4"})).source
+    with pytest.raises(CheckpointError, match=r"down_proj': 'scales' holds a NaN"):
+        source.read(name)
+    parts[f"{name}_blocks"] = stored("U8", np.zeros((2, 4, 1, 8)))
+    write(tmp_path, parts, {"quant_method": "mxfp4"})
+    with pytest.raises(CheckpointError, match=r"should be experts, outputs, blocks, 16 bytes"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("size", [[4], [4, 0], [4, True], "4", [4, -8]])
 def test_block_sizes_of_a_stranger(tmp_path: Path, size: object) -> None:
     write(tmp_path, {WEIGHT: stored("F8_E4M3", np.zeros((8, 8)))},
