@@ -32,11 +32,9 @@ MIXTURE = {
 # The family, what its config says, and what to delete so that the rule over numbers alone is left.
 FAMILIES: dict[str, tuple[str, dict[str, object], tuple[str, ...]]] = {
     "llama": ("llama", {}, ()),
-    "qwen3": ("qwen3", {}, ()),
     "qwen3 windows": ("qwen3", {**WINDOW, "max_window_layers": 3}, ()),
     "qwen3 windows by rule": ("qwen3", {**WINDOW, "max_window_layers": 3}, ("layer_types",)),
     "gemma2 by rule": ("gemma2", {"sliding_window": 4}, ("layer_types",)),
-    "gemma3": ("gemma3_text", {"sliding_window": 4, "sliding_window_pattern": 3}, ()),
     "gemma3 by rule": (
         "gemma3_text", {"sliding_window": 4, "sliding_window_pattern": 3}, ("layer_types",),
     ),

@@ -163,6 +163,7 @@ def test_each_verb_names_the_other(tmp_path: Path) -> None:
     assert any("'forge merge' reads those" in p.message for p in found)
 
 
+@pytest.mark.slow
 def test_mergekit_reads_the_same() -> None:
     config = pytest.importorskip("mergekit.moe.config")
     import yaml
