@@ -96,7 +96,10 @@ def open_statistics(text: str, model: TensorSource, *, weights: bool, kind: str)
         IncompatibleError: They are of another kind, or of another model.
     """
     root = Path(text)
-    manifest = read_manifest(root) if root.is_dir() else None
+    try:
+        manifest = read_manifest(root) if root.is_dir() else None
+    except OSError as error:
+        raise CheckpointError(f"'{text[:200]}' cannot be read: {error.strerror}.") from error
     if manifest is None or manifest.kind != "statistics":
         raise CheckpointError(
             f"'{text}' holds no statistics. Collect them: forge calibrate MODEL --statistics "

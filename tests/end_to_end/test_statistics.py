@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,6 +337,40 @@ def test_wrong_statistics_are_refused(
             entry[key] = str(room / text)
     with pytest.raises(ForgeError, match=said):
         merge(value, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shared": {"model.norm.weight": "gone"}}, "'statistics.shared' names no tensors of it"),
+        ({"shared": [1]}, "'statistics.shared' names no tensors of it"),
+        ({"shared": {"lm_head.weight": DOWN}}, r"'lm_head.weight' that are F32 \[\d+, \d+\]"),
+        ({"shared": {"nothing": DOWN}}, "statistics of 'nothing'"),
+        ({"transposed": True}, "does not fit"),
+        ({"probe": "0" * 64}, "was collected from other weights"),
+        ({"kind": ["regmean"]}, "but regmean is asked for"),
+    ],
+    ids=str,
+)
+def test_damaged_statistics_are_refused(
+    room: Path, tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    shutil.copytree(room / "one-regmean", tmp_path / "stats")
+    manifest = json.loads((tmp_path / "stats" / "forge_manifest.json").read_text())
+    manifest["statistics"] |= change
+    (tmp_path / "stats" / "forge_manifest.json").write_text(json.dumps(manifest))
+    value = recipe_of(room, "regmean")
+    value["models"][0]["statistics"] = str(tmp_path / "stats")  # type: ignore[index]
+    with pytest.raises(ForgeError, match=said):
+        merge(value, tmp_path / "out")
+
+
+def test_a_path_that_is_none_is_an_error(room: Path, tmp_path: Path) -> None:
+    value = recipe_of(room, "regmean")
+    for path in ("x" * 300, str(room / "one.npy")):
+        value["models"][0]["statistics"] = path  # type: ignore[index]
+        with pytest.raises(ForgeError, match=r"cannot be read|holds no statistics"):
+            merge(value, tmp_path / "out")
 
 
 def test_recipes_say_where_statistics_have_no_place(room: Path) -> None:
