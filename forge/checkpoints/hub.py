@@ -165,7 +165,8 @@ def _from_hub(reference: ModelReference, *, weights: bool, adapter: bool) -> Loc
             if missing:
                 raise CheckpointError(
                     f"'{label}' on the Hub has no {missing[0]}: forge reads safetensors only. "
-                    "Look for a safetensors revision or conversion of it."
+                    "Look for a safetensors revision or conversion of it, or download a GGUF of it "
+                    "and name the file."
                 )
     return Located(root, commit, repository, headers_only=bool(missing))
 
@@ -250,7 +251,8 @@ def hub_errors(label: str) -> Iterator[None]:
     except errors.EntryNotFoundError as error:
         raise CheckpointError(
             f"'{label}' on the Hub has no {SINGLE_FILE} and no {INDEX_FILE}: forge reads "
-            "safetensors only. Look for a safetensors revision or conversion of it."
+            "safetensors only. Look for a safetensors revision or conversion of it, or download a "
+            "GGUF of it and name the file."
         ) from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise CheckpointError(_explain_unreachable(label, error)) from error

@@ -75,7 +75,7 @@ def cut_of(metadata: Metadata) -> Cut:
     pre = metadata.optional_text("tokenizer.ggml.pre")
     if pre is None or pre not in CUTS:
         stated = "it does not say how it cuts text" if pre is None else (
-            f"it cuts text by the rules '{pre[:40]}'"
+            f"it cuts text by the rules {pre[:40]!r}"
         )  # fmt: skip
         raise CannotRebuildError(f"{stated}, and forge knows the rules {', '.join(CUTS)}")
     return CUTS[pre]

@@ -56,7 +56,7 @@ def compare_config(
     kind = config.get("model_type")
     if kind not in family.model_types:
         raise foreign(
-            f"is of model_type '{str(kind)[:60]}', and the file of the architecture '{family.name}'"
+            f"is of model_type {str(kind)[:60]!r}, and the file of the architecture '{family.name}'"
         )
     for key, names in _SIZES:
         stated = metadata.whole(key, optional=True)

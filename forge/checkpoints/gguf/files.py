@@ -42,10 +42,12 @@ def gguf_files(place: Path, *, label: str) -> tuple[Path, ...]:
             f"'{label}' holds {len(models)} GGUF models: {', '.join(models[:4])}"
             f"{', ...' if len(models) > 4 else ''}. Name the file of one of them."
         )
-    first = contained_file(place, names[0])
-    if first is None:
-        raise CheckpointError(f"'{place / names[0]}' is a link that leads nowhere.")
-    return _pieces(first, label)
+    pieces = _pieces(place / names[0], label)
+    for piece in pieces:
+        # A folder of a stranger may hold links to anywhere.
+        if contained_file(place, piece.name) is None:
+            raise CheckpointError(f"'{piece}' is a link that leads nowhere.")
+    return pieces
 
 
 def _piece_of(name: str) -> str:

@@ -23,6 +23,10 @@ _LAYER: Final = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<stem>.+)\.(?P<suffix>w
 _OUTSIDE: Final = re.compile(r"(?P<stem>.+)\.(?P<suffix>weight|bias)")
 _ONE_EXPERT: Final = re.compile(r"(?P<stem>ffn_(?:gate|up|down))\.(?P<expert>\d{1,4})")
 """How files of early 2024 hold an expert: each by itself."""
+_MAX_LAYERS: Final = 10_000
+_MAX_EXPERTS: Final = 4096
+_MAX_PLACED: Final = 1 << 20
+"""Beyond these, numbers are a stranger's invention, and must not size anything."""
 ROPE_FACTORS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -76,7 +80,7 @@ def family_of(metadata: Metadata) -> Family:
     name = metadata.text("general.architecture")
     if name not in FAMILIES:
         raise metadata.wrong(
-            f"is a GGUF of the architecture '{name[:60]}', which forge cannot turn back into "
+            f"is a GGUF of the architecture {name[:60]!r}, which forge cannot turn back into "
             f"Hugging Face's names. It knows {', '.join(FAMILIES.names())}. Use the original model"
         )
     return FAMILIES[name]
@@ -106,6 +110,10 @@ def lay_out(
             raise metadata.wrong(
                 f"holds '{name}' twice, as '{placed[name].tensor.name}' and '{part.tensor.name}'"
             )
+        if len(placed) == _MAX_PLACED:
+            raise metadata.wrong(
+                f"holds more than {_MAX_PLACED} tensors, experts counted one by one"
+            )
         placed[name] = part
     return placed
 
@@ -131,6 +139,8 @@ def _all_placed(
         if any(name.startswith("blk.") and f".{marker}." in name for name in tensors):
             layers |= names
     num_layers = metadata.positive(".block_count")
+    if num_layers > _MAX_LAYERS:
+        raise metadata.wrong(f"states {num_layers} layers; forge reads up to {_MAX_LAYERS}")
     for name, tensor in tensors.items():
         if name in ROPE_FACTORS:
             continue
@@ -170,7 +180,7 @@ def _of_layer(
         yield theirs.format(int(alone["expert"])), _one(family, metadata, tensor, stem)
         return
     count = metadata.positive(".expert_count")
-    if len(tensor.shape) != 3 or tensor.shape[0] != count:
+    if len(tensor.shape) != 3 or tensor.shape[0] != count or count > _MAX_EXPERTS:
         raise metadata.wrong(
             f"holds '{tensor.name}' of shape {list(tensor.shape)}, but states {count} experts"
         )

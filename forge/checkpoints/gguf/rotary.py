@@ -54,7 +54,7 @@ def rotary_scaling(
     if kind == "yarn":
         return _yarn(metadata)
     raise metadata.wrong(
-        f"stretches its rotary embeddings by '{str(kind)[:40]}', which forge cannot say in a "
+        f"stretches its rotary embeddings by {str(kind)[:40]!r}, which forge cannot say in a "
         "config. Put the original config.json beside the file"
     )
 

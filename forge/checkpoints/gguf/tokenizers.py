@@ -57,7 +57,7 @@ def rebuilt_tokenizer(metadata: Metadata) -> tuple[dict[str, bytes], str | None]
 def _rebuilt(metadata: Metadata) -> dict[str, bytes]:
     kind = metadata.optional_text("tokenizer.ggml.model")
     if kind is None or kind not in _BUILDERS:
-        stated = "the file has none" if kind is None else f"it is of the model '{kind[:40]}'"
+        stated = "the file has none" if kind is None else f"it is of the model {kind[:40]!r}"
         raise CannotRebuildError(f"{stated}, and forge rebuilds {' and '.join(_BUILDERS)}")
     vocabulary = read_vocabulary(metadata)
     table: dict[str, object] = {

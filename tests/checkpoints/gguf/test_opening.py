@@ -9,6 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.gguf import sidecars
@@ -267,6 +269,57 @@ def test_what_cannot_be_said_is_refused(case: str, tmp_path: Path) -> None:
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
+
+
+def _with_tokenizer(path: Path) -> bytes:
+    words = [f"<0x{value:02X}>" for value in range(6)] + ["a", "b"]
+    metadata = LLAMA | {
+        "general.name": "Noise", "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [6] * 6 + [1] * 2,
+        "tokenizer.ggml.scores": [float(-n) for n in range(8)], "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.add_bos_token": True, "tokenizer.chat_template": "{{ x }}",
+        ".rope.scaling.type": "linear", ".rope.scaling.factor": 2.0,
+    }  # fmt: skip
+    write_gguf(path, "llama", tensors(), metadata, kind="Q8_0")
+    return path.read_bytes()
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    flips=st.lists(
+        st.tuples(st.integers(0, 2000), st.sampled_from([0, 1, 2, 9, 32, 97, 127, 200, 255])),
+        min_size=1, max_size=3,
+    ),
+)  # fmt: skip
+def test_noise_ends_in_a_model_or_in_one_message(
+    flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.gguf"
+    raw = bytearray(_with_tokenizer(path))
+    for place, value in flips:
+        raw[place] = value
+    path.write_bytes(raw)
+    message = ""
+    try:
+        source = _open(path).source
+        sizes = [(source.read(name).nbytes, source.info(name).nbytes) for name in source.names()]
+        assert all(found == stated for found, stated in sizes)
+    except CheckpointError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+def test_absurd_counts_size_nothing(tmp_path: Path) -> None:
+    for changes, words in (
+        ({".block_count": 2**31 - 1}, "states 2147483647 layers; forge reads up to 10000"),
+        ({".expert_count": 8192, ".expert_used_count": 2}, "8192 experts"),
+    ):
+        write_gguf(
+            tmp_path / "m.gguf", "llama", tensors(blk__0__ffn_up_exps__weight=(8192, 1, 1)),
+            LLAMA | changes,
+        )  # fmt: skip
+        with pytest.raises(CheckpointError, match=words):
+            _open(tmp_path)
 
 
 def test_types_that_are_not_decoded_are_named(tmp_path: Path) -> None:
