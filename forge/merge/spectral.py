@@ -74,8 +74,13 @@ def inverse_root(gram: Float64s) -> Float64s:
     """
     squares, vectors = np.linalg.eigh(gram)
     is_there = squares > SAME_DIRECTION
-    factors = np.where(is_there, 1.0 / np.sqrt(np.where(is_there, squares, 1.0)), 0.0)
-    return np.asarray((vectors * factors) @ vectors.T)
+    fourth_roots = np.where(is_there, np.where(is_there, squares, 1.0) ** -0.25, 0.0)
+    return symmetric(vectors * fourth_roots)
+
+
+def symmetric(half: Float64s) -> Float64s:
+    """Return H Hᵀ, which BLAS computes at half the price of a product of two matrices."""
+    return np.asarray(half @ half.T)
 
 
 class TaskMatrices:

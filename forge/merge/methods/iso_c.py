@@ -35,5 +35,4 @@ def _factors(matrices: spectral.TaskMatrices, notes: dict[str, float]) -> Sequen
     mean = float(found.values.mean())
     notes["singular_value"] = mean
     notes["directions"] = float(np.count_nonzero(found.values))
-    scaled = found.vectors * (mean * found.inverses(matrices.rank))
-    return [np.asarray(scaled @ found.vectors.T)]
+    return [spectral.symmetric(found.vectors * np.sqrt(mean * found.inverses(matrices.rank)))]
