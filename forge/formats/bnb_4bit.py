@@ -25,16 +25,16 @@ References: arXiv 2305.14314 (NF4, double quantization), 2110.02861 (8-bit block
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError, NonFiniteError
+from forge.formats.bnb_state import TORCH_NAMES, QuantState, QuantType
 from forge.formats.contract import Part, ScaledCodes
 from forge.formats.numbers import numbers_of
 from forge.formats.raw_weight import RawWeight
@@ -43,19 +43,11 @@ from forge.kernels.operands import address_of
 
 BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
-BLOCKS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Blocks that bitsandbytes knows; ``BLOCK`` is its default, and what is written."""
-_MAX_RANK: Final = 4
-_MAX_SIZE: Final = 1 << 31
-_MAX_NESTED: Final = 1 << 16
 _CHUNK: Final = 1 << 20
 """Elements quantized, hashed and written in one go; a multiple of ``BLOCK``."""
 
-QuantType = Literal["nf4", "fp4"]
 Emit = Callable[[str, int, "npt.NDArray[np.generic]"], None]
 """Takes a part's suffix, a byte offset in it, and the bytes."""
-
-_TORCH_NAMES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 _NF4: Final = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -113,7 +105,7 @@ def quant_state(
     state: dict[str, object] = {
         "quant_type": quant_type,
         "blocksize": BLOCK,
-        "dtype": _TORCH_NAMES[dtype],
+        "dtype": TORCH_NAMES[dtype],
         "shape": list(shape_OI),
     }
     if mean is not None:
@@ -183,73 +175,6 @@ def quantize(
     emit("weight.absmax", 0, codes)
     emit("weight.nested_absmax", 0, nested)
     emit("weight.nested_quant_map", 0, nested_values())
-
-
-@dataclass(frozen=True, slots=True)
-class QuantState:
-    """What the JSON of a weight states.
-
-    Attributes:
-        quant_type: ``nf4`` or ``fp4``.
-        shape: Shape of the weight.
-        dtype: Its element type in full precision, in safetensors' vocabulary.
-        block: Elements that share a magnitude.
-        nested_block: Magnitudes that share one of their own; 0 without double quantization.
-        mean: Mean of the magnitudes with double quantization, else 0.
-    """
-
-    quant_type: QuantType
-    shape: tuple[int, ...]
-    dtype: str
-    block: int
-    nested_block: int
-    mean: float
-
-    @property
-    def num_elements(self) -> int:
-        """Number of weights."""
-        return math.prod(self.shape)
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.num_elements // self.block)
-
-
-def read_state(data: bytes) -> QuantState:
-    """Read the JSON of a weight, of any writer.
-
-    Args:
-        data: The bytes of ``quant_state``.
-
-    Raises:
-        CheckpointError: It is damaged, or states something that bitsandbytes does not write.
-    """
-    try:
-        record = json.loads(data)
-        kind, name, shape = record["quant_type"], record["dtype"], record["shape"]
-        block, nested = record["blocksize"], record.get("nested_blocksize", 0)
-        mean = float(record.get("nested_offset", 0.0))
-        dtype = next((key for key, torch in _TORCH_NAMES.items() if torch == name), None)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"its quant_state is damaged ({error!r})") from error
-    is_sane = (
-        isinstance(shape, list)
-        and 1 <= len(shape) <= _MAX_RANK
-        and all(type(size) is int and 0 < size <= _MAX_SIZE for size in shape)
-        and type(block) is int
-        and block in BLOCKS
-        and type(nested) is int
-        and 0 <= nested <= _MAX_NESTED
-        and math.isfinite(mean)
-    )
-    if kind not in ("nf4", "fp4") or dtype is None or not is_sane:
-        raise CheckpointError(
-            f"its quant_state has type {kind!r}, dtype {name!r}, shape {shape!r}, blocks of "
-            f"{block!r}; bitsandbytes writes nf4 or fp4 of a float type in blocks of "
-            f"{', '.join(map(str, BLOCKS))}"
-        )
-    return QuantState(kind, tuple(shape), dtype, block, nested, mean)
 
 
 def magnitudes(

@@ -20,6 +20,7 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.bnb_state import QuantState, read_state
 from forge.formats.catalog import FORMATS, identify, load_format
 from forge.formats.contract import LayoutFormat, Part, Scheme
 from forge.runtime.packed import PackedWeight, lay_out
@@ -261,12 +262,12 @@ def _bnb_layers(source: TensorSource) -> list[StoredLayer]:
     return layers
 
 
-def _read_state(source: TensorSource, name: str) -> tuple[bnb_4bit.QuantState, bytes]:
+def _read_state(source: TensorSource, name: str) -> tuple[QuantState, bytes]:
     if source.info(name).nbytes > _MAX_STATE_BYTES:
         raise CheckpointError(f"'{source.label}': '{name}' is too large for what it should hold.")
     data = bytes(source.read(name))
     try:
-        state = bnb_4bit.read_state(data)
+        state = read_state(data)
     except CheckpointError as error:
         raise CheckpointError(f"'{source.label}': '{name}': {error}.") from error
     if state.block != bnb_4bit.BLOCK:
@@ -279,9 +280,7 @@ def _read_state(source: TensorSource, name: str) -> tuple[bnb_4bit.QuantState, b
     return state, data
 
 
-def _unpack_bnb(
-    shape_OI: tuple[int, int], state: bnb_4bit.QuantState
-) -> Callable[[Arrays], PackedWeight]:
+def _unpack_bnb(shape_OI: tuple[int, int], state: QuantState) -> Callable[[Arrays], PackedWeight]:
     def run(arrays: Arrays) -> PackedWeight:
         num_out, num_in = shape_OI
         if num_in % bnb_4bit.BLOCK:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from forge.core.errors import NonFiniteError
 from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.bnb_state import read_state
 from forge.formats.contract import Part
 from forge.formats.raw_weight import RawWeight
 from tests.factory import from_bytes, to_bytes
@@ -112,7 +113,7 @@ def test_every_code_is_the_nearest(
 
 def numbers(arrays: Mapping[str, npt.NDArray[Any]], quant_type: QuantType) -> npt.NDArray[Any]:
     """Return what a weight's parts stand for, in float32."""
-    state = bnb_4bit.read_state(arrays[f"weight.quant_state.bitsandbytes__{quant_type}"].tobytes())
+    state = read_state(arrays[f"weight.quant_state.bitsandbytes__{quant_type}"].tobytes())
     return bnb_4bit.dequantize(arrays, replace(state, dtype="F32"), "F32")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from forge.formats import bnb_4bit
+from forge.formats.bnb_state import read_state
 from forge.formats.raw_weight import RawWeight
 from forge.quantize.run import run_quantize
 from forge.recipes.quantize_types import QuantizeRecipe, Variant
@@ -116,7 +117,7 @@ def test_it_reads_what_bitsandbytes_wrote(quant_type: QuantType) -> None:
         parts = {f"weight.{key}": part.numpy() for key, part in state.as_dict(packed=True).items()}
         parts["weight"] = packed.numpy()
         stated = parts[f"weight.quant_state.bitsandbytes__{quant_type}"].tobytes()
-        found = bnb_4bit.dequantize(parts, bnb_4bit.read_state(stated), "F32")
+        found = bnb_4bit.dequantize(parts, read_state(stated), "F32")
         expected = functional.dequantize_4bit(packed, state).numpy()
         assert np.array_equal(found, expected)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from forge.architectures.blocks import Linear
 from forge.formats import bnb_4bit, bnb_int8
+from forge.formats.bnb_state import read_state
 from forge.formats.contract import Scheme
 from forge.formats.raw_weight import RawWeight
 from forge.quantize.layouts import Layout
@@ -130,5 +131,5 @@ def quantize_weight(
     if variant.format == "bnb-int8":
         return made, bnb_int8.dequantize(made, "F32").astype(np.float32)
     kind = variant.format.removeprefix("bnb-")
-    state = bnb_4bit.read_state(made[f"weight.quant_state.bitsandbytes__{kind}"].tobytes())
+    state = read_state(made[f"weight.quant_state.bitsandbytes__{kind}"].tobytes())
     return made, bnb_4bit.dequantize(made, state, "F32").astype(np.float32)

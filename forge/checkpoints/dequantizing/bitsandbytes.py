@@ -18,7 +18,7 @@ import numpy.typing as npt
 from forge.checkpoints.dequantizing.stored import Arrays, DecodedTensor, Family, StoredTensors
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.formats import bnb_4bit, bnb_int8
-from forge.formats.bnb_4bit import QuantState
+from forge.formats.bnb_state import QuantState, read_state
 
 _STATE: Final = "weight.quant_state.bitsandbytes__"
 _MAX_STATE_BYTES: Final = 1 << 16
@@ -69,7 +69,7 @@ def _four_bits(stored: StoredTensors, module: str, quant_type: str) -> DecodedTe
             "so it cannot be checked from afar. Download it first, and name its folder."
         )
     try:
-        state = bnb_4bit.read_state(stored.read(name).tobytes())
+        state = read_state(stored.read(name).tobytes())
     except CheckpointError as error:
         raise stored.wrong(module, f"{error}.") from error
     if state.quant_type != quant_type:
