@@ -114,7 +114,11 @@ def collect(
             fingerprint=work.fingerprint(),
             overwrite=overwrite,
         ) as sink:
+            if sink.discarded_reason:
+                progress.notice(f"Unfinished statistics were discarded: {sink.discarded_reason}.")
             resumed = len(sink.done)
+            if resumed:
+                progress.notice(f"Resumed: {resumed} of {len(work.tensors)} tensors were finished.")
             progress.stage(f"collecting {kind} statistics")
             for name, values, said in work.items(sink, progress):
                 view = np.ascontiguousarray(values).data.cast("B")
