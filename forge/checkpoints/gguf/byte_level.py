@@ -63,16 +63,30 @@ CUTS: Final[Mapping[str, Cut]] = {
     "qwen2": Cut(_split(_QWEN2_WORDS), nfc=True),
 }
 """By ``tokenizer.ggml.pre``."""
+SIGNATURES: Final[Mapping[tuple[int, str], str]] = {
+    (128000, "<|begin_of_text|>"): "llama-bpe",
+    (151643, "<|endoftext|>"): "qwen2",
+    (50256, "<|endoftext|>"): "gpt-2",
+}
+"""First special token of a vocabulary, by which it is known. Files from before May 2024, the first
+ones of OpenBioLLM among them, do not name the rules."""
 POST_PROCESSOR: Final[Step] = {**_GPT2_WORDS, "trim_offsets": False}
 
 
-def cut_of(metadata: Metadata) -> Cut:
+def cut_of(metadata: Metadata, vocabulary: Vocabulary) -> Cut:
     """Return how a file's vocabulary cuts text.
+
+    Args:
+        metadata: The file's metadata.
+        vocabulary: Its tokens, by which files are recognized that do not name their rules.
 
     Raises:
         CannotRebuildError: Its rules are not known.
     """
     pre = metadata.optional_text("tokenizer.ggml.pre")
+    if pre in (None, "default"):
+        found = (name for token, name in SIGNATURES.items() if vocabulary.has(*token))
+        pre = next(found, pre)
     if pre is None or pre not in CUTS:
         stated = "it does not say how it cuts text" if pre is None else (
             f"it cuts text by the rules {pre[:40]!r}"
@@ -95,7 +109,7 @@ def byte_level(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, object]:
         CannotRebuildError: Its rules are not known, or its merges are damaged.
         CheckpointError: The metadata are of other types than they should be.
     """
-    cut = cut_of(metadata)
+    cut = cut_of(metadata, vocabulary)
     merges: list[tuple[str, str]] = []
     for merge in metadata.strings("tokenizer.ggml.merges") or ():
         parts = merge.decode("utf-8", "replace").split(" ")

@@ -78,7 +78,7 @@ def _post_processor(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> St
     """Return what puts the first and the last token on a text."""
     adds_bos, processors = True, list[Step]()
     if kind == "gpt2":
-        cut = cut_of(metadata)
+        cut = cut_of(metadata, vocabulary)
         adds_bos, processors = cut.adds_bos, [POST_PROCESSOR] if cut.trims else []
     begin = _put_on(metadata, vocabulary, "bos", default=adds_bos)
     end = _put_on(metadata, vocabulary, "eos", default=False)

@@ -48,6 +48,10 @@ class Vocabulary:
             raise CannotRebuildError(f"it refers to token {number}, which it does not have")
         return token
 
+    def has(self, number: int, token: str) -> bool:
+        """Tell whether a token has that number."""
+        return number < len(self.tokens) and self.tokens[number] == token
+
     def added_tokens(self) -> list[dict[str, object]]:
         """Return the tokens that are found in text before it is cut, as ``tokenizer.json`` does."""
         return [

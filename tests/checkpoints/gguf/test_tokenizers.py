@@ -19,7 +19,7 @@ from tokenizers import (
 )
 
 from forge.checkpoints.checkpoint import open_checkpoint
-from forge.checkpoints.gguf.byte_level import CUTS as CUTS_OF_FORGE
+from forge.checkpoints.gguf import byte_level
 from forge.recipes.reference import ModelReference
 from tests.checkpoints.gguf.writing import write_gguf
 
@@ -139,11 +139,29 @@ def test_byte_level(pre: str, added_first: bool, tmp_path: Path) -> None:
     assert config["bos_token"] == config["eos_token"] == "<|end|>"
 
 
+@pytest.mark.parametrize("pre", [None, "default"])
+def test_old_files_are_known_by_their_vocabulary(
+    pre: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _original("llama-bpe", added_first=False)
+    tokens, metadata = _as_metadata(original, "llama-bpe")
+    end = tokens.index("<|end|>")
+    del metadata["tokenizer.ggml.pre"]
+    metadata |= {} if pre is None else {"tokenizer.ggml.pre": pre}
+    ours, _, _ = _rebuilt(tmp_path / "before", tokens, metadata)
+    assert ours is None
+    monkeypatch.setitem(byte_level.SIGNATURES, (end, "<|end|>"), "llama-bpe")
+    ours, _, _ = _rebuilt(tmp_path / "m", tokens, metadata)
+    assert ours is not None
+    for string in HARD:
+        assert ours.encode(string).ids == [end, *original.encode(string).ids]
+
+
 def test_the_rules_are_those_of_transformers() -> None:
     from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
 
     for pre in ("llama-bpe", "llama3", "llama-v3", "qwen2"):
-        step = CUTS_OF_FORGE[pre].steps[0]
+        step = byte_level.CUTS[pre].steps[0]
         assert step["pattern"] == {"Regex": theirs.GGUF_PRE_TOKENIZER_SPLITS[pre]}
 
 
