@@ -90,7 +90,7 @@ ROWS = {
         Row("Phi", "phi", "phi", _INNER),
         Row("Phi-3", "phi3", "phi3", _INNER),
         Row("BLOOM", "bloom", "bloom"),
-        Row("GPT-2", "gpt2", "gpt2", is_quick=True),
+        Row("GPT-2", "gpt2", "gpt2"),
         Row("GPT-NeoX", "gpt_neox", "gpt_neox", _INNER),
         Row("GPT-J", "gptj", "gptj"),
         Row("MPT", "mpt", "mpt"),

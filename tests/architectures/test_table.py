@@ -90,6 +90,60 @@ def test_the_vocabulary_runs_over_rows() -> None:
     assert row.vocabulary_axis("model.layers.0.mlp.fc1.weight") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "expected"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", "gemma3_text", "gemma3",
+         "language_model.model.layers.3.mlp.up_proj.weight"),
+        ("model.embed_tokens.weight", "llama", "llava", "language_model.model.embed_tokens.weight"),
+        ("model.norm.weight", "llama", "llava", "language_model.model.norm.weight"),
+        ("lm_head.weight", "llama", "llava", "language_model.lm_head.weight"),
+        ("language_model.model.norm.weight", "llava", "llama", "model.norm.weight"),
+        ("model.language_model.layers.0.x", "gemma3", "gemma3", "language_model.model.layers.0.x"),
+        ("h.1.attn.c_attn.weight", "gpt2", "gpt2", "transformer.h.1.attn.c_attn.weight"),
+        ("wpe.weight", "gpt2", "gpt2", "transformer.wpe.weight"),
+        ("model.layers.0.x", "qwen2", "qwen2_vl", "model.layers.0.x"),
+        ("vision_tower.x", "gemma3", "gemma3_text", "vision_tower.x"),
+    ],
+)  # fmt: skip
+def test_a_tensor_has_a_counterpart(name: str, ours: str, theirs: str, expected: str) -> None:
+    found = ARCHITECTURES[ours].counterpart(name, ARCHITECTURES[theirs], {expected, "other.weight"})
+    assert found == expected
+    if "vision" not in name:
+        assert ARCHITECTURES[theirs].counterpart(expected, ARCHITECTURES[ours], {name}) == name
+
+
+def test_a_counterpart_that_is_not_there_is_named_as_it_would_be() -> None:
+    text, seeing = ARCHITECTURES["gemma3_text"], ARCHITECTURES["gemma3"]
+    found = text.counterpart("model.layers.9.x", seeing, {"language_model.model.norm.weight"})
+    assert found == "language_model.model.layers.9.x"
+    # A bias has no counterpart in a weight.
+    assert text.counterpart("lm_head.bias", seeing, {"lm_head.weight"}) != "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "expected"),
+    [
+        ("llama", {}, "llama"),
+        ("gemma3", {}, "gemma3_text"),
+        ("qwen2_5_vl", {"text_config": {"model_type": "qwen2_5_vl_text"}}, "qwen2"),
+        ("llava", {"text_config": {"model_type": "mistral"}}, "mistral"),
+        ("llava", {"model_type": "llava"}, "llava"),
+    ],
+)  # fmt: skip
+def test_the_family_of_the_language_model(
+    family: str, config: dict[str, object], expected: str
+) -> None:
+    assert ARCHITECTURES[family].language_family(config) == expected
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_positions(key: str) -> None:
+    assert ARCHITECTURES["gpt2"].num_positions({key: 64}) == 64
+    assert ARCHITECTURES["gemma3"].num_positions({"text_config": {key: 32}}) == 32
+    assert ARCHITECTURES["bloom"].num_positions({key: True, "seq_length": 9}) is None
+
+
 def test_an_unknown_family_is_inferred_with_a_notice() -> None:
     names = ["wte.weight", "blocks.0.a.weight", "blocks.11.experts.2.weight", "norm.weight"]
     row = architecture_of({"model_type": "newllm", "n_layer": 12}, tensor_names=names)
