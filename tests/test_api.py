@@ -38,6 +38,10 @@ SURFACE = {
     "'Mapping[str, object] | None' = None) -> 'QuantizeRecipe'",
     "load_recipe": "(config: 'str | Path', *, seed: 'int | None' = None, "
     "max_shard_size: 'str | None' = None) -> 'MergeRecipe'",
+    "lora_extract": "(model: 'str', base: 'str', out: 'Path', *, rank: 'int | None' = None, "
+    "energy: 'float | None' = None, embeddings: 'Embeddings' = 'skip', dtype: 'str' = 'float32', "
+    "threads: 'int | None' = None, overwrite: 'bool' = False, divergence: 'bool' = True, "
+    "text: 'Path | None' = None, progress: 'Progress | None' = None) -> 'ExtractResult'",
     "merge": "(config: 'str | Path | MergeRecipe', out: 'Path', *, threads: 'int | None' = None, "
     "overwrite: 'bool' = False, seed: 'int | None' = None, progress: 'Progress | None' = None, "
     "engine: 'Engine' = 'forge') -> 'MergeResult'",

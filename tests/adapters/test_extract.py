@@ -168,6 +168,17 @@ def test_a_head_that_was_untied(place: Path) -> None:
     )
 
 
+def test_an_adapter_comes_back_with_its_rank(place: Path) -> None:
+    tiny_checkpoint(place / "base", dtype="F32")
+    _extract(Request(2, None, "skip", "float32"), "first")
+    again = run_extract(
+        "base+first", "base", Path("again"), Request(None, 0.999999, "skip", "float32")
+    )
+    assert {row.rank for row in again.tensors if row.fate == "factors"} == {2}
+    first, second = _read("base+first"), _read("base+again")
+    assert all(np.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
 class _Interrupting(Silence):
     """Stops the work after some tensors."""
 
