@@ -40,7 +40,11 @@ def find(stored: StoredTensors, declared: Mapping[str, object]) -> Family:
         CheckpointError: A part is missing or is something else.
     """
     version = declared.get("checkpoint_format", declared.get("format", "gptq")) or "gptq"
-    if version not in _VERSIONS or declared.get("is_marlin_format") is True:
+    if (
+        not isinstance(version, str)
+        or version not in _VERSIONS
+        or declared.get("is_marlin_format") is True
+    ):
         named = "marlin" if declared.get("is_marlin_format") is True else version
         raise IncompatibleError(
             f"'{stored.label}' is GPTQ in the layout {named!r}; forge decodes "
@@ -53,7 +57,7 @@ def find(stored: StoredTensors, declared: Mapping[str, object]) -> Family:
             f"'{stored.label}' is GPTQ of {bits!r} bits; forge decodes 2, 3, 4 and 8. Start from "
             "the model in full precision."
         )
-    adds_one = _VERSIONS[str(version)]
+    adds_one = _VERSIONS[version]
     overridden = bool(declared.get("dynamic"))
     tensors = [
         _tensor(stored, module, bits, adds_one=adds_one, overridden=overridden)
