@@ -28,6 +28,7 @@ class Architecture:
         num_layers_keys: Config keys that may hold the number of layers, the first present counts.
         per_layer_lists: Config keys that hold one entry a layer.
         layer_number_lists: Config keys that hold numbers of layers.
+        layers_by_default: How many layers a config means that states no number, if that happens.
         tied_by_default: What an absent ``tie_word_embeddings`` means.
         text_section: Config key of the language model's part in a model of several parts.
         is_multipart: Whether tensors outside the language model belong to other parts (a vision
@@ -47,6 +48,7 @@ class Architecture:
     num_layers_keys: tuple[str, ...] = ("num_hidden_layers",)
     per_layer_lists: tuple[str, ...] = ("layer_types",)
     layer_number_lists: tuple[str, ...] = ()
+    layers_by_default: int | None = None
     tied_by_default: bool = False
     text_section: str | None = None
     is_multipart: bool = False
@@ -103,6 +105,10 @@ class Architecture:
             value = text.get(key)
             if type(value) is int and value > 0:
                 return value
+        if self.layers_by_default is not None and not any(
+            key in text for key in self.num_layers_keys
+        ):
+            return self.layers_by_default
         raise IncompatibleError(
             f"config.json of a {self.name} model must state '{self.num_layers_keys[0]}' "
             "as a positive number."
@@ -251,7 +257,12 @@ class Architecture:
 
 
 def _with_tower(
-    name: str, outer: str, *, tower: str | None = None, tied_by_default: bool = False
+    name: str,
+    outer: str,
+    *,
+    tower: str | None = None,
+    layers_by_default: int | None = None,
+    tied_by_default: bool = False,
 ) -> Architecture:
     """Return a family of several parts, whose files name the language model in one of two ways."""
     inner = (f"{outer}model.", "model.language_model.")
@@ -261,6 +272,7 @@ def _with_tower(
         embeddings=tuple(f"{prefix}embed_tokens.weight" for prefix in inner),
         heads=tuple(dict.fromkeys((f"{outer}lm_head.weight", "lm_head.weight"))),
         final_norms=tuple(f"{prefix}norm.weight" for prefix in inner),
+        layers_by_default=layers_by_default,
         tied_by_default=tied_by_default,
         text_section="text_config",
         is_multipart=True,
@@ -286,7 +298,8 @@ ARCHITECTURES: Final = Catalog(
         Architecture("gemma2", tied_by_default=True),
         Architecture("gemma3_text", tied_by_default=True),
         _with_tower("gemma3", "language_model.", tower="gemma3_text", tied_by_default=True),
-        _with_tower("llava", "language_model."),
+        # Its published configs leave out what is Llama's default, such as the 32 layers of 7B.
+        _with_tower("llava", "language_model.", layers_by_default=32),
         # Published files begin like those of the language model alone.
         _with_tower("qwen2_vl", "", tower="qwen2"),
         _with_tower("qwen2_5_vl", "", tower="qwen2"),

@@ -137,6 +137,14 @@ def test_the_family_of_the_language_model(
     assert ARCHITECTURES[family].language_family(config) == expected
 
 
+def test_a_config_may_leave_out_the_default_number_of_layers() -> None:
+    row = ARCHITECTURES["llava"]
+    assert row.num_layers({"text_config": {"model_type": "llama"}}) == 32
+    assert row.num_layers({"text_config": {"num_hidden_layers": 40}}) == 40
+    with pytest.raises(IncompatibleError, match="must state 'num_hidden_layers'"):
+        row.num_layers({"text_config": {"num_hidden_layers": "40"}})
+
+
 @pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions", "max_seq_len"])
 def test_positions(key: str) -> None:
     assert ARCHITECTURES["gpt2"].num_positions({key: 64}) == 64
