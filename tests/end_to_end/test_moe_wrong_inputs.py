@@ -53,6 +53,13 @@ def widen(root: Path, width: int) -> None:
     configure(root, intermediate_size=width)
 
 
+def add_bias(root: Path, name: str, size: int) -> None:
+    """Give the first layer of a model a bias."""
+    values = {**read_values(root), f"model.layers.0.{name}": np.zeros(size, np.float32)}
+    rows = {key: ("BF16", item.shape, to_bytes(item, "BF16")) for key, item in values.items()}
+    write_safetensors(root / "model.safetensors", rows)
+
+
 WRONG = {
     "gate mode": Wrong(
         "moe.yaml:2 gate_mode: 'hiden' is no gate mode. Did you mean 'hidden'? Known: hidden: from "
@@ -91,6 +98,27 @@ WRONG = {
         "'architecture: qwen3_moe' cannot be built of ./base, a 'llama' model: write "
         "'architecture: mixtral', or remove the key.",
         swap=("gate_mode", "architecture: qwen3_moe\ngate_mode"),
+    ),
+    "lists that do not fit the layers": Wrong(
+        "config.json of './base' has 1 entries in 'layer_types' for 2 layers.",
+        spoil=lambda root: configure(root / "base", layer_types=["full_attention"]),
+    ),
+    "layers of two kinds": Wrong(
+        "./base has layers of several kinds (full_attention, sliding_attention), and the "
+        "config.json of a mixtral model has one for all layers.",
+        spoil=lambda root: configure(
+            root / "base", layer_types=["full_attention", "sliding_attention"]
+        ),
+    ),
+    "biases that an expert cannot have": Wrong(
+        "./law has 'model.layers.0.mlp.up_proj.bias', for which an expert has no place; without "
+        "them it would be another model.",
+        spoil=lambda root: add_bias(root / "law", "mlp.up_proj.bias", 32),
+    ),
+    "biases of the base's attention": Wrong(
+        "./base has 'model.layers.0.self_attn.q_proj.bias', for which a mixtral layer has no "
+        "place; without them it would be another model.",
+        spoil=lambda root: add_bias(root / "base", "self_attn.q_proj.bias", 16),
     ),
     "an expert of another family": Wrong(
         "./law is a 'qwen3' model, but experts of a mixtral are llama or mistral models: name a "

@@ -211,10 +211,12 @@ def _check_base(base: Subject, family: ExpertFamily, notes: Notebook) -> int | N
 
 def _check_windows(base: Subject, family: ExpertFamily, notes: Notebook) -> None:
     """Refuse kinds of layers that the family's config cannot tell apart."""
-    if "layer_types" not in family.dropped:
+    try:
+        kinds = set(attention_kinds(base))
+    except ForgeError as error:
+        notes.error("layer-lists", str(error))
         return
-    kinds = set(attention_kinds(base))
-    if len(kinds) > 1:
+    if "layer_types" in family.dropped and len(kinds) > 1:
         notes.error(
             "layer-lists",
             f"{base.reference} has layers of several kinds ({', '.join(sorted(kinds))}), and the "
