@@ -1,11 +1,17 @@
 """Blocks decode to the bits that gguf's own decoder gives, whatever the bytes are."""
 
+import tracemalloc
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 
 from forge.checkpoints.gguf import decoding
-from forge.checkpoints.gguf.decoding import DECODERS, dequantize
+from forge.checkpoints.gguf.decoding import DECODERS, dequantize, values_of
+from forge.checkpoints.gguf.header import GgufTensor
+from forge.checkpoints.gguf.layout import Placed
+from forge.checkpoints.gguf.rows import RowOrder
 from forge.checkpoints.gguf.types import BY_NAME, GGML_TYPES
 
 _ORACLE = [name for name in DECODERS if name != "Q8_K"]
@@ -84,6 +90,21 @@ def test_what_gguf_quantized_comes_back_close(kind: str) -> None:
     ours = dequantize(np.ascontiguousarray(packed).data.cast("B"), kind).reshape(values.shape)
     error = np.sqrt(np.mean((ours - values) ** 2))
     assert error < {"Q8_0": 0.01, "Q5_0": 0.05, "Q5_1": 0.05}.get(kind, 0.2)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_memory_is_the_result_and_a_few_pieces(kind: str, tmp_path: Path) -> None:
+    rows, columns = 4096, 1024
+    packed = bytes(rows * columns // BY_NAME[kind].elements * BY_NAME[kind].nbytes)
+    tensor = GgufTensor("w", (rows, columns), BY_NAME[kind], tmp_path, 0, len(packed))
+    for order in (None, RowOrder("pairs", 8)):
+        placed = Placed(tensor, (rows, columns), "F32", order=order)
+        tracemalloc.start()
+        result = values_of(placed, memoryview(packed))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert result.nbytes == 4 * rows * columns
+        assert peak < result.nbytes + 8 * 4 * decoding._PIECE_ELEMENTS
 
 
 def test_infinite_scales_stay_visible() -> None:
