@@ -30,7 +30,6 @@ _FORMATS: Final = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized",
 )  # fmt: skip
-_MIXED: Final = "mixed-precision"
 _WORD_BITS: Final = 32
 _MAX_GROUPS: Final = 1024
 _MOST_BITS: Final = 8
@@ -65,8 +64,13 @@ def find(stored: StoredTensors, declared: Mapping[str, object]) -> Family:
         CheckpointError: A part is missing or is something else.
     """
     schemes = _schemes(stored.label, declared)
-    tensors = [_packed(stored, module, schemes) for module in _integers(stored)]
-    tensors += [_float4(stored, module) for module in _nibbles(stored)]
+    tensors = [
+        # Words hold integers, bytes hold two floats.
+        _float4(stored, module)
+        if stored.info(f"{module}.weight_packed").dtype == "U8"
+        else _packed(stored, module, schemes)
+        for module in stored.modules("weight_packed")
+    ]
     tensors += [
         _bytes(stored, module, schemes)
         for module in stored.modules("weight_scale")
@@ -92,15 +96,19 @@ def _schemes(label: str, declared: Mapping[str, object]) -> tuple[_Scheme, ...]:
             f"'{label}': the quantization_config of compressed-tensors has no config_groups. "
             "Restore config.json."
         )
-    return tuple(_scheme(label, declared.get("format"), group) for group in groups.values())
+    # A group without weights is about activations or caches.
+    found = tuple(
+        _scheme(label, group.get("format") or declared.get("format"), weights)
+        for group in groups.values()
+        if isinstance(group, Mapping) and isinstance(weights := group.get("weights"), Mapping)
+    )
+    if not found:
+        raise _refused(label, "whose config groups have no weights")
+    return found
 
 
-def _scheme(label: str, whole: object, group: object) -> _Scheme:
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(group, Mapping) or not isinstance(weights, Mapping):
-        raise _refused(label, "whose config group has no weights")
-    layout = group.get("format") or whole
-    if layout not in _FORMATS or layout == _MIXED:
+def _scheme(label: str, layout: object, weights: Mapping[str, object]) -> _Scheme:
+    if layout not in _FORMATS:
         raise _refused(label, f"in the format {layout!r}")
     bits = weights.get("num_bits")
     if type(bits) is not int or not 1 < bits <= _MOST_BITS:
@@ -131,22 +139,6 @@ def _refused(label: str, what: str) -> IncompatibleError:
 
 
 # -- what the parts say --------------------------------------------------------------------
-
-
-def _integers(stored: StoredTensors) -> list[str]:
-    return [
-        module
-        for module in stored.modules("weight_packed")
-        if stored.info(f"{module}.weight_packed").dtype != "U8"
-    ]
-
-
-def _nibbles(stored: StoredTensors) -> list[str]:
-    return [
-        module
-        for module in stored.modules("weight_packed")
-        if stored.info(f"{module}.weight_packed").dtype == "U8"
-    ]
 
 
 def _packed(stored: StoredTensors, module: str, schemes: tuple[_Scheme, ...]) -> DecodedTensor:

@@ -177,6 +177,7 @@ def test_two_schemes_in_one_checkpoint(tmp_path: Path) -> None:
         "four": {"weights": {"num_bits": 4, **integers}, "format": "pack-quantized"},
         "eight": {"weights": {"num_bits": 8, **integers}, "format": "pack-quantized"},
         "fp8": {"weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"},
+        "caches": {"weights": None, "output_activations": {"num_bits": 8}},
     }
     write(tmp_path, tensors, {"quant_method": "compressed-tensors", "format": "mixed-precision",
                               "config_groups": groups})  # fmt: skip
