@@ -75,6 +75,21 @@ def test_equal_eyes_are_no_reason_to_warn(tmp_path: Path) -> None:
     assert "other values" not in notices
 
 
+def test_eyes_of_another_type_are_a_warning(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    save_tiny("llava", a)
+    shutil.copytree(a, b)
+    tensors = load_file(b / "model.safetensors")
+    name = "vision_tower.post_layernorm.bias"
+    save_file(tensors | {name: tensors[name].half()}, b / "model.safetensors", {"format": "pt"})
+    found = [f for f in check(recipe_of(tmp_path, a, b)).findings if f.code == "parts-unlike"]
+    assert [(finding.level, f"'{name}'" in finding.message) for finding in found] == [
+        ("warning", True)
+    ]
+    merge(recipe_of(tmp_path, a, b), out=tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors")[name].dtype == torch.float32
+
+
 @pytest.mark.parametrize("case", WITH_VISION)
 def test_a_model_of_text_merges_into_one_with_eyes(case: str, tmp_path: Path) -> None:
     seeing, text, out = (tmp_path / name for name in ("seeing", "text", "out"))

@@ -37,6 +37,7 @@ def note_parts(
         )
     for subject in subjects.values():
         source = subject.checkpoint.source
+        _note_unlike(carried, subjects[lead], subject, notes)
         if subject.reference == lead or not isinstance(source, AlignedSource):
             continue
         example = next((n for n in source.names() if source.own_name(n) != n), None)
@@ -54,6 +55,23 @@ def note_parts(
                 f"{len(source.hidden):,} tensors are not in the result. To keep them, name "
                 f"{subject.reference} as the base, or first where there is none.",
             )
+
+
+def _note_unlike(carried: list[str], lead: Subject, other: Subject, notes: Notebook) -> None:
+    """Report parts that both models have, and that cannot be equal, by their headers."""
+    pairs = [(lead.others[name], other.others[name]) for name in carried if name in other.others]
+    unlike = [
+        ours.name
+        for ours, theirs in pairs
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype)
+    ]
+    if unlike:
+        notes.warning(
+            "parts-unlike",
+            f"{some(unlike)} are of another shape or type in {other.reference} than in "
+            f"{lead.reference}. Those of {lead.reference} are carried over, and the others are "
+            "lost.",
+        )
 
 
 def _is_part(subject: Subject, name: str) -> bool:
