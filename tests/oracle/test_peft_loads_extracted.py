@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from forge.adapters.contract import Request
 from forge.adapters.extract import run_extract
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.core.errors import IncompatibleError
 from forge.recipes.reference import ModelReference
 from tests.architectures.tiny_models import tiny_model
 from tests.factory import from_bytes, read_values
@@ -90,3 +91,39 @@ def test_factors_of_embeddings(tmp_path: Path) -> None:
 
 def test_a_share_of_the_energy(tmp_path: Path) -> None:
     _check(tmp_path, "llama biases", Request(None, 0.999999, "skip", "float32"), embeddings=False)
+
+
+def test_a_tied_embedding_is_held_once_and_stays_tied(tmp_path: Path) -> None:
+    out = _check(tmp_path, "gemma", Request(RANK, None, "full", "float32"), embeddings=True)
+    config = open_checkpoint(
+        ModelReference(str(tmp_path / "base"), lora=ModelReference(str(out)))
+    ).config
+    assert config["tie_word_embeddings"] is True
+
+
+def test_experts_that_peft_does_not_load_are_named(tmp_path: Path) -> None:
+    model = tiny_model("qwen3_moe")
+    model.save_pretrained(tmp_path / "base")
+    _tune(model, embeddings=False)
+    model.save_pretrained(tmp_path / "tuned")
+    out = tmp_path / "adapter"
+    request = Request(RANK, None, "skip", "float32")
+    result = run_extract(str(tmp_path / "tuned"), str(tmp_path / "base"), out, request)
+    lost = [row.name for row in result.tensors if row.fate == "lost"]
+    assert lost
+    assert all(".mlp." in name for name in lost)
+    assert any("experts of Mixtral alone" in str(text) for text in result.manifest["notices"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), out)
+    assert not [one for one in caught if "adapter keys" in str(one.message)]
+
+
+def test_experts_need_one_rank(tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+    model.save_pretrained(tmp_path / "base")
+    _tune(model, embeddings=False)
+    model.save_pretrained(tmp_path / "tuned")
+    request = Request(None, 0.5, "skip", "float32")
+    with pytest.raises(IncompatibleError, match="only if all have one rank"):
+        run_extract(str(tmp_path / "tuned"), str(tmp_path / "base"), tmp_path / "out", request)
