@@ -81,7 +81,7 @@ def block_structure(architecture: Architecture) -> BlockStructure:
         f"known which linears may be quantized.{BLOCKS.suggest(architecture.name)} "
         f"Known: {', '.join(BLOCKS.names())}. A row (forge/architectures/block_table.py) needs the "
         "block's linear layers, the norm or linear that feeds each of them, and whether norms "
-        "multiply by 1 + weight."
+        "multiply by 1 + weight; docs/architectures.md shows how to add one."
     )
 
 
