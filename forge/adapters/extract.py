@@ -204,16 +204,17 @@ class _Extraction:
         self._progress.start(sum(math.prod(change.shape) for change in factored), 0)
 
         def decompose(change: Changed) -> None:
-            scratch.put(change.name, self._factors(change))
+            delta = Delta(change.tuned, change.base)
+            scratch.put(change.name, self._factors(change, delta))
             self._progress.advance(math.prod(change.shape))
 
         jobs = (partial(decompose, change) for change in _by_size(factored))
         run_all(jobs, num_threads=self._threads)
         return {change.name: scratch.rank(change.name) for change in factored}
 
-    def _factors(self, change: Changed) -> Truncated:
+    def _factors(self, change: Changed, delta: Delta) -> Truncated:
         return truncate(
-            Delta(change.tuned, change.base),
+            delta,
             rank=self._request.rank or change.side,
             share=self._request.share,
             energy=change.energy,
@@ -265,10 +266,9 @@ class _Extraction:
             a, b = factor_names(change)
             if a in sink.done and b in sink.done:
                 return
-            found = scratch.get(change.name) or self._factors(change)
-            kept = kept_energy(
-                Delta(change.tuned, change.base), found, energy=change.energy, dtype=self._dtype
-            )
+            delta = Delta(change.tuned, change.base)
+            found = scratch.get(change.name) or self._factors(change, delta)
+            kept = kept_energy(delta, found, energy=change.energy, dtype=self._dtype)
             statistics = {"method": found.way, "rank": found.rank, "kept": kept}
             left, right = found.left_OR, found.right_RI
             if is_flipped(change):
