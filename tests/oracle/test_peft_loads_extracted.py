@@ -23,9 +23,8 @@ from tests.architectures.tiny_models import tiny_model
 from tests.factory import from_bytes, read_values
 
 RANK = 3
-CASES = (
-    "llama", "llama biases", "gpt2", "phi3", "qwen2", "gpt_neox", "bloom", "falcon 7b", "mixtral",
-)  # fmt: skip
+CASES = ("llama", "llama biases", "gpt2", "phi3", "mixtral")
+MORE_CASES = ("qwen2", "gpt_neox", "bloom", "falcon 7b")
 
 
 def _tune(model: PreTrainedModel, *, embeddings: bool) -> None:
@@ -75,7 +74,9 @@ def _check(tmp_path: Path, case: str, request: Request, *, embeddings: bool) -> 
     return out
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE_CASES)]
+)
 def test_layers_and_vectors(tmp_path: Path, case: str) -> None:
     _check(tmp_path, case, Request(RANK, None, "skip", "float32"), embeddings=False)
 
