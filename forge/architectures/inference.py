@@ -4,8 +4,8 @@ A model that no row describes can still be merged: averaging needs to know which
 each other, and their names say so. What more is asked of a row, the order of the layers, serves
 gradients and slices. Most models number their decoder blocks in one place (``model.layers.0.``);
 others in several, an encoder's beside a decoder's, or a vision tower's beside a language model's.
-Then the longest run that begins at 0 and has no gap is taken, of runs of one length the one that
-the config states, or else the one of most tensors (a decoder has more than an encoder), and all
+Of runs that begin at 0 and have no gap, one whose length the config states is taken, the longest
+first, and of runs of one length the one of most tensors (a decoder has more than an encoder). All
 other tensors are merged by name, like embeddings. The notice says what was taken for what.
 """
 
@@ -18,7 +18,7 @@ from typing import Final
 
 from forge.architectures.table import Architecture
 
-_NUMBERED: Final = re.compile(r"(.*?(?:^|\.))(\d{1,7})\.")
+_NUMBERED: Final = re.compile(r"(.*?(?:^|\.))([0-9]{1,7})\.")
 _LAYER_KEYS: Final = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
     "decoder_layers",
@@ -106,7 +106,7 @@ def _choose(runs: Sequence[_Run], stated: Sequence[int]) -> _Run | None:
     whole = [run for run in runs if run.is_whole]
     return max(
         whole,
-        key=lambda run: (len(run.numbers), len(run.numbers) in stated, run.num_tensors),
+        key=lambda run: (len(run.numbers) in stated, len(run.numbers), run.num_tensors),
         default=None,
     )
 
@@ -124,7 +124,7 @@ def _notice(model_type: str, chosen: _Run | None, runs: Sequence[_Run]) -> str:
         return f"{text}."
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     return (
-        f"{text}, the longest run of its numbered names. Gradients and slices go by those; all "
+        f"{text}, {len(chosen.numbers)} of them. Gradients and slices go by those; all "
         f"other tensors, those of {', '.join(others[:_SHOWN])}{more} included, are merged by "
         "name, with the value that a gradient has for the first layer."
     )

@@ -163,7 +163,7 @@ def test_an_unknown_family_is_inferred_with_a_notice() -> None:
     assert architecture_of({"model_type": "newllm"}, tensor_names=names).num_layers({}) == 0
 
 
-def test_of_several_runs_the_longest_that_is_whole_is_taken() -> None:
+def test_of_several_runs_one_that_the_config_states_is_taken_or_the_longest() -> None:
     names = [
         "shared.weight", *(f"encoder.block.{i}.a" for i in range(3)),
         *(f"decoder.block.{i}.{x}" for i in range(3) for x in "ab"),
@@ -174,14 +174,17 @@ def test_of_several_runs_the_longest_that_is_whole_is_taken() -> None:
     assert row.num_layers({}) == 3
     assert row.num_layers_key({"num_layers": 3}) == "num_layers"
     notice = row.notice or ""
-    assert "'decoder.block.<number>.', the longest run" in notice
+    assert "'decoder.block.<number>.', 3 of them" in notice
     assert "'encoder.block.<number>.', 'proj.<number>.', 'visual.blocks.<number>.'" in notice
-    # One more encoder layer, and it is the encoder; whatever the order of the names.
+    # One more encoder layer, and it is the encoder where the config does not say; whatever the
+    # order of the names.
     for more in ([*names, "encoder.block.3.a"], ["encoder.block.3.a", *reversed(names)]):
         row = architecture_of({"model_type": "t6", "num_layers": 3}, tensor_names=more)
+        assert row.layer_prefixes == ("decoder.block.",)
+        row = architecture_of({"model_type": "t6", "layers": 3}, tensor_names=more)
         assert row.layer_prefixes == ("encoder.block.",)
         with pytest.raises(IncompatibleError, match="cannot be restacked"):
-            row.num_layers_key({"num_layers": 3})
+            row.num_layers_key({"layers": 3})
 
 
 def test_lists_and_the_text_section_of_an_unknown_family() -> None:
