@@ -1,7 +1,11 @@
-"""Read every tensor of a model with an adapter in a process of its own, and print its peak."""
+"""Read every tensor of a model with an adapter in a process of its own.
+
+Prints the peak of its anonymous memory in bytes, and a digest of what was read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -16,8 +20,10 @@ def _anonymous_bytes() -> int:
 
 source = open_checkpoint(ModelReference.parse(sys.argv[1])).source
 peak = 0
+digest = hashlib.sha256()
 for name in source.names():
     data = source.read(name)
     peak = max(peak, _anonymous_bytes())
+    digest.update(data)
     del data
-print(peak)
+print(peak, digest.hexdigest())
