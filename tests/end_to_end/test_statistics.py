@@ -299,6 +299,8 @@ def test_statistics_of_another_model_are_refused(
     first["statistics"], second["statistics"] = second["statistics"], first["statistics"]
     with pytest.raises(IncompatibleError, match="two-regmean' was collected from other weights"):
         merge(value, tmp_path / "out")
+    with pytest.raises(IncompatibleError, match="was collected from other weights"):
+        api.check(parse_merge_recipe(value, METHODS))
     # Where a glance does not tell, the hashes of what was read do, before anything is published.
     monkeypatch.setattr(statistics_file, "probe", lambda files: None)
     monkeypatch.setattr(statistics_file, "_check_shapes", lambda *arguments: None)
