@@ -303,6 +303,7 @@ def _measure(place: Place, variants: list[str]) -> None:
     place.forge("report", "--results", "results.db", "--out", "report", "--formats", "md,json")
     page = (place.root / "report" / "report.md").read_text()
     assert all(name in page for name in variants)
+    place.forge("lint", "report/report.md")
     merged, quantized = accuracies.values()
     (place.root / "card.md").write_text(CARD.format(merged=merged, quantized=quantized))
     place.forge("lint", "card.md")

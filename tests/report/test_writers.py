@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forge.report.card_text import card_text
 from forge.report.compare import compare
-from forge.report.comparison import Comparison
+from forge.report.comparison import Comparison, ScoreRow
+from forge.report.lint import lint_text
+from forge.report.scores import _ranked
 from forge.report.tables import Cell, Column, Grid
 from forge.report.writers import latex, markdown
 from forge.report.writers.csv_files import render_csv
@@ -103,6 +106,49 @@ def test_best_is_bold_and_second_underlined(comparison: Comparison) -> None:
     assert row.count("**65.0 ± 0.0†**") == 3
     assert "<u>62.5 ± 0.0†</u>" in text
     assert r"\textbf{65.0 $\pm$ 0.0$^{\dagger}$}" in latex.render_latex(comparison)
+
+
+_SHARES = st.floats(0, 1)
+
+
+@given(
+    st.lists(st.tuples(_SHARES, _SHARES), min_size=1, max_size=7),
+    st.tuples(_SHARES, _SHARES),
+    st.booleans(),
+)
+def test_lint_finds_no_contradiction_in_a_report_whatever_the_scores(
+    comparison: Comparison,
+    scores: list[tuple[float, float]],
+    majorities: tuple[float, float],
+    is_weighted: bool,
+) -> None:
+    table = comparison.tables[0]
+    weights = (3, 1) if is_weighted else (1, 1)
+
+    def filled(row: ScoreRow, values: tuple[float, float]) -> ScoreRow:
+        cells = [
+            replace(score, value=value, deviation=None, same_items=True)
+            for score, value in zip(table.rows[0].scores, values, strict=True)
+            if score is not None
+        ]
+        mean, micro = (sum(w * v for w, v in zip(each, values, strict=True)) / sum(each)
+                       for each in ((1, 1), weights))  # fmt: skip
+        assert table.rows[0].macro is not None
+        average = replace(table.rows[0].macro, deviation=None)
+        return replace(
+            row, scores=tuple(cells), macro=replace(average, value=mean),
+            micro=replace(average, value=micro),
+        )  # fmt: skip
+
+    rows = [filled(row, values) for row, values in zip(table.rows, scores, strict=False)]
+    tasks = [replace(t, majority=m) for t, m in zip(table.tasks, majorities, strict=True)]
+    shown = replace(
+        table, tasks=tuple(tasks), rows=_ranked(rows, 2), majority_macro=sum(majorities) / 2
+    )
+    page = markdown.render_markdown(replace(comparison, tables=(shown,)))
+    assert f"always the commonest answer: heart &amp; lung 50% {100 * majorities[0]:.1f}" in page
+    found = lint_text(card_text(page)).findings
+    assert [each for each in found if each.level == "error"] == []
 
 
 def _unescaped(text: str) -> str:

@@ -2,7 +2,8 @@
 
 Names and questions are text of others: whatever could be markup is escaped, so that a task named
 ``a|b`` is a cell and not two. Best and second are ``**bold**`` and ``<u>underlined</u>``, as cards
-on the Hub have them.
+on the Hub have them. Every row of a table is a model that takes part in that: Markdown has no foot,
+so what is there for reference is said below, or a reader would hold it against the bold values.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def render_markdown(comparison: Comparison) -> str:
             parts += ["Against it:", _bullets(verdict.against)]
     for grid in grids(comparison):
         parts += [f"## {escape(grid.caption)}", _table(grid)]
-        parts += [_bullets(grid.notes)]
+        parts += [_bullets([*(_reference(grid, row) for row in grid.foot), *grid.notes])]
     parts += ["## Lineage", *(_lineage(entry) for entry in comparison.lineage)]
     if comparison.environments:
         parts.append("## Where it was measured")
@@ -70,9 +71,19 @@ def _table(grid: Grid) -> str:
     lines = [
         _line([escape(column.title) for column in grid.columns]),
         _line(["---:" if column.numeric else ":---" for column in grid.columns]),
-        *(_line([_cell(cell) for cell in row]) for row in (*grid.rows, *grid.foot)),
+        *(_line([_cell(cell) for cell in row]) for row in grid.rows),
     ]
     return "\n".join(lines)
+
+
+def _reference(grid: Grid, row: Sequence[Cell]) -> str:
+    """Say what a row of the foot holds."""
+    figures = [
+        f"{column.title} {cell.text}"
+        for column, cell in zip(grid.columns[1:], row[1:], strict=True)
+        if cell.text != MISSING
+    ]
+    return f"For reference, {row[0].text}: {', '.join(figures)}."
 
 
 def _line(cells: Sequence[str]) -> str:
