@@ -14,6 +14,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 # What to hand to pytest, such as PYTEST='tests/merge -x' or PYTEST='-m slow'.
 PYTEST =
+DEFAULT := not slow and not network and not gpu
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -50,8 +51,14 @@ types: $(STAMP)
 imports: $(STAMP)
 	@$(BIN)/lint-imports
 
+# What measures the machine has it to itself first; everything else shares its cores.
 pytest: $(STAMP)
+ifeq ($(PYTEST),)
+	@$(BIN)/python -m pytest -m 'alone and $(DEFAULT)'
+	@$(BIN)/python -m pytest -m 'not alone and $(DEFAULT)' -n $$(nproc) --dist loadfile
+else
 	@$(BIN)/python -m pytest $(PYTEST)
+endif
 
 fix: $(STAMP)
 	@$(BIN)/ruff format .

@@ -25,6 +25,8 @@ from tests.cli.golden import check_golden
 from tests.cli.process import environment
 from tests.factory import tiny_checkpoint
 
+pytestmark = pytest.mark.alone
+
 Capture = pytest.CaptureFixture[str]
 BODY = {
     "cpu": {"model": "Test CPU", "cores": 2},

@@ -14,6 +14,8 @@ HEAVY = ("torch", "transformers", "numpy", "numba", "pydantic", "yaml", "rich", 
 
 LOADED = """
 import json, sys
+
+pytestmark = pytest.mark.alone
 {action}
 print(json.dumps(sorted(set({heavy!r}) & set(sys.modules))), file=sys.stderr)
 """

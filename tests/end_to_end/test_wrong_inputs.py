@@ -244,7 +244,6 @@ MODELS = {
         "7 layers", "no layer 2", spoil=damage.everywhere(damage.config({"num_hidden_layers": 7}))
     ),
     "another vocabulary": _wrong("32", "40", "./med", spoil=damage.remade(tune=1, vocab=40)),
-    "tied and untied": _wrong("lm_head", "./med", spoil=damage.remade(tune=1, tie=True)),
     "union without a tokenizer": _wrong(
         "./med", "tokenizer", swap=("dtype", "tokenizer_source: union\ndtype"),
         spoil=damage.remade(tune=1, with_tokenizer=False),

@@ -25,6 +25,8 @@ from forge.results.records import ProfileRecord
 from forge.results.store import ResultsStore, open_results
 from tests.factory import tiny_checkpoint
 
+pytestmark = pytest.mark.alone
+
 EFFORT = Effort(rounds=2, samples=1)
 
 

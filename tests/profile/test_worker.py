@@ -20,6 +20,8 @@ from forge.profile.worker import Request, serve
 from forge.profile.worker_process import KILLED, WorkerError, WorkerProcess, ends_a_sweep
 from tests.factory import tiny_checkpoint
 
+pytestmark = pytest.mark.alone
+
 SETTING = Setting("cpu", None, 1, 2, 6, 3)
 
 
