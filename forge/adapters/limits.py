@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from forge.adapters.contract import Request
 from forge.adapters.plan import EXPERTS, Changed, Pairing
+from forge.core.enumeration import some
 from forge.core.errors import IncompatibleError
-
-_NAMED: Final = 3
 
 
 def notices_of(changes: Sequence[Changed], pairing: Pairing, request: Request) -> tuple[str, ...]:
@@ -95,6 +93,4 @@ def check_experts(changes: Sequence[Changed], ranks: Mapping[str, int]) -> None:
 
 
 def _some(changes: Sequence[Changed]) -> str:
-    shown = ", ".join(f"'{change.name}'" for change in changes[:_NAMED])
-    rest = len(changes) - _NAMED
-    return shown if rest <= 0 else f"{shown} and {rest:,} more"
+    return some([change.name for change in changes])

@@ -6,7 +6,6 @@ and what has several parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from forge.report import words
@@ -54,10 +53,3 @@ def time_ratio(found: TimeRatio | None) -> str:
 def plural(count: int, noun: str) -> str:
     """Return ``1 item`` or ``1,200 items``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from forge.core.enumeration import listed
 from forge.report import figures
 from forge.report.comparison import Difference, Pareto, Recommendation, ScoreTable
 from forge.report.lineup import Lineup
@@ -124,7 +125,7 @@ def _about_candidates(close: Sequence[str], leader: str, *, margin: float) -> st
     allowed = figures.percent(margin)
     if not close:
         return f"No other model is shown to be within {allowed} points of it."
-    return f"Shown to be within {allowed} points of it: {figures.listed(close)}."
+    return f"Shown to be within {allowed} points of it: {listed(close)}."
 
 
 def _about_others(

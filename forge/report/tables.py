@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from forge.core.enumeration import listed
 from forge.report import figures
 from forge.report.comparison import (
     Average,
@@ -113,7 +114,7 @@ def profile_grid(comparison: Comparison) -> Grid:
             "the machine's noise covers the difference."
         )
     if kinds:
-        notes.append(f"Peak memory is: {figures.listed(kinds).lower()}.")
+        notes.append(f"Peak memory is: {listed(kinds).lower()}.")
     notes += [
         f"{profile.model} has no figures: {profile.status}."
         for profile in shown
@@ -311,7 +312,7 @@ def _score_grid(table: ScoreTable, number: int) -> Grid:
 
 
 def _legend(table: ScoreTable) -> list[str]:
-    names = figures.listed([f"{task.name} ({task.num_items:,} items)" for task in table.tasks])
+    names = listed([f"{task.name} ({task.num_items:,} items)" for task in table.tasks])
     scores = [score for row in table.rows for score in row.scores if score is not None]
     averages = [each for row in table.rows for each in (row.macro, row.micro) if each is not None]
     legend = [f"Best bold, second underlined. Averages are over {names}."]

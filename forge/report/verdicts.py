@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from forge.core.enumeration import listed
 from forge.report import figures
 from forge.report.comparison import (
     Difference,
@@ -245,7 +246,7 @@ def _about_divergence(divergences: Sequence[Divergence]) -> Iterator[str]:
 def _dominations(better: Sequence[str]) -> Iterator[str]:
     if better:
         yield (
-            f"Dominated: {figures.listed(better)} "
+            f"Dominated: {listed(better)} "
             f"{'is' if len(better) == 1 else 'are'} at least as good in accuracy, memory and "
             "decoding speed, and better in one."
         )
@@ -269,18 +270,18 @@ def _doubts(row: ScoreRow | None, table: ScoreTable | None) -> Iterator[str]:
     below = [task.name for task, score in found if task.majority and score.value <= task.majority]
     if below:
         yield (
-            f"No better than always giving the commonest answer on {figures.listed(below)}: such "
+            f"No better than always giving the commonest answer on {listed(below)}: such "
             "a figure says little of knowledge."
         )
     little = [t.name for t, s in found if s.option_mass is not None and s.option_mass < LITTLE_MASS]
     if little:
         yield (
             f"Gives the options together less than {figures.percent(LITTLE_MASS, 0)} % of the "
-            f"probability on {figures.listed(little)}."
+            f"probability on {listed(little)}."
         )
     missing = [t.name for t, s in found if s.missing is not None and s.missing > MANY_MISSING]
     if missing:
-        yield f"Answers without choosing an option on {figures.listed(missing)}."
+        yield f"Answers without choosing an option on {listed(missing)}."
 
 
 def _shifts(model: Model, pair: Pair | None, divergences: Sequence[Divergence]) -> Iterator[str]:

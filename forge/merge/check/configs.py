@@ -13,8 +13,9 @@ from typing import Final
 
 from forge.architectures.layer_kinds import implied_lists
 from forge.checkpoints.sidecars import LayerOrigin, layer_entries, merged_config
+from forge.core.enumeration import listed
 from forge.core.errors import ForgeError
-from forge.merge.check.report import Notebook, listed
+from forge.merge.check.report import Notebook
 from forge.merge.check.rope import rope_of
 from forge.merge.check.special_ids import SPECIAL_IDS
 from forge.merge.check.stack import Subject, contributors, leader

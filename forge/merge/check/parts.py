@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forge.architectures.written import is_buffer
+from forge.core.enumeration import some
 from forge.merge.alignment import AlignedSource
-from forge.merge.check.report import Notebook, some
+from forge.merge.check.report import Notebook
 from forge.merge.check.stack import Subject
 from forge.recipes.reference import ModelReference
 

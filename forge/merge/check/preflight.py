@@ -18,11 +18,12 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.grid import grid_warning
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
+from forge.core.enumeration import listed, some
 from forge.core.errors import ForgeError, RecipeError
 from forge.merge.alignment import AlignedSource
 from forge.merge.check.configs import check_configs, check_same_models
 from forge.merge.check.parts import note_parts
-from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook, listed, some
+from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook
 from forge.merge.check.resources import check_resources
 from forge.merge.check.result_tokens import check_result_tokens
 from forge.merge.check.routers import note_routers

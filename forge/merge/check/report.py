@@ -7,19 +7,17 @@ names and a count, because three hundred lines hide the one that matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from forge.merge.check.tokenizer_facts import TokenizerTable
 from forge.merge.plan import MergePlan
 from forge.merge.vocabulary.round_trip import Change
-from forge.recipes.reference import ModelReference
 
 Level = Literal["error", "warning", "notice"]
 
 _LEVELS: Final[tuple[Level, ...]] = ("error", "warning", "notice")
-_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,16 +181,3 @@ class Notebook:
         return tuple(
             finding for level in _LEVELS for finding in self._findings if finding.level == level
         )
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first three of some names in quotes, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN])
-    rest = len(names) - _SHOWN
-    return shown if rest <= 0 else f"{shown} and {rest:,} more"
-
-
-def listed(models: Iterable[ModelReference | str]) -> str:
-    """Return models as a sentence lists them."""
-    names = [str(model) for model in models]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

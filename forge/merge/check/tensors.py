@@ -9,7 +9,8 @@ from typing import Final
 from forge.architectures.table import FURTHER_LAYERS
 from forge.checkpoints.header import TensorInfo
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
-from forge.merge.check.report import Notebook, listed, some
+from forge.core.enumeration import listed, some
+from forge.merge.check.report import Notebook
 from forge.merge.check.stack import (
     Subject,
     WrittenTensor,

@@ -8,8 +8,9 @@ from typing import Final
 from forge.checkpoints.chat_templates import choose_template, template_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import read_tokenizer_files
+from forge.core.enumeration import listed
 from forge.core.errors import ForgeError
-from forge.merge.check.report import Notebook, listed
+from forge.merge.check.report import Notebook
 from forge.merge.check.stack import Subject
 from forge.merge.check.tokenizer_facts import TokenizerTable, tokenizer_table
 from forge.merge.vocabulary.planning import VocabularyPlan

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from forge.core.enumeration import some
 from forge.merge.check.report import Notebook
 from forge.merge.check.stack import WrittenTensor
 from forge.merge.plan import MergeJob, MergePlan
@@ -32,7 +33,7 @@ def check_filters(recipe: MergeRecipe, tensors: Sequence[WrittenTensor], notes: 
 
 
 def check_values(recipe: MergeRecipe, plan: MergePlan, notes: Notebook) -> None:
-    """Report weights that cancel out, and DELLA probabilities outside (0, 1).
+    """Report weights that cancel out, DELLA probabilities outside (0, 1), missing statistics.
 
     Args:
         recipe: The recipe.
@@ -45,6 +46,8 @@ def check_values(recipe: MergeRecipe, plan: MergePlan, notes: Notebook) -> None:
             _check_division(method.name, [job for job in jobs if _is_undefined(job)], notes)
         elif method.parameter("normalize") is not None:
             _check_cancelling([job for job in jobs if _cancels(job)], notes)
+        if method.statistics:
+            _note_missing(method.name, [job for job in jobs if None in job.companions], plan, notes)
         if method.parameter("epsilon") and method.parameter("density"):
             _check_probabilities(jobs, notes)
 
@@ -103,6 +106,15 @@ def _check_probabilities(jobs: Sequence[MergeJob], notes: Notebook) -> None:
             f"density {density:g} ± epsilon {epsilon:g} of {_first([job for job, _, _ in wrong])} "
             "leaves (0, 1), and each element is kept with a probability in that range. Lower "
             "epsilon, or move the density towards 0.5.",
+        )
+
+
+def _note_missing(method: str, jobs: Sequence[MergeJob], plan: MergePlan, notes: Notebook) -> None:
+    if jobs:
+        notes.notice(
+            "statistics",
+            f"{len(jobs):,} of {len(plan.jobs):,} tensors have no statistics of every model, so "
+            f"{method} takes their plain mean: {some([job.output for job in jobs])}.",
         )
 
 

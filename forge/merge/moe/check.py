@@ -21,8 +21,9 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import read_tokenizer_files
 from forge.checkpoints.sidecars import layer_entries
 from forge.core.dtypes import DTYPES
+from forge.core.enumeration import some
 from forge.core.errors import ForgeError
-from forge.merge.check.report import Notebook, some
+from forge.merge.check.report import Notebook
 from forge.merge.check.stack import Subject, subject_of
 from forge.recipes.moe_types import ExpertEntry, MoeRecipe
 from forge.recipes.reference import ModelReference

@@ -29,6 +29,8 @@ from forge.checkpoints.progress import Progress, Silence
 from forge.checkpoints.replace import check_replaceable
 from forge.checkpoints.sink import TensorSink
 from forge.checkpoints.statistics_file import probe
+from forge.core.dtypes import DTYPES
+from forge.core.enumeration import some
 from forge.core.errors import MissingExtraError
 from forge.quantize.calibration.calibrate import calibration_tokens
 from forge.quantize.calibration.stored import digest
@@ -107,6 +109,8 @@ def collect(
         work = _Work(
             checkpoint, kind, tokens_BT, labels, calibration.seed, device, threads or 0, progress
         )
+        for notice in work.notices:
+            progress.notice(notice)
         with TensorSink(
             out,
             work.tensors,
@@ -164,6 +168,7 @@ class _Work:
         self._device = device
         self._threads = threads
         self._probe = probe(checkpoint.source.files())
+        self.notices: tuple[str, ...] = ()
         self._moments: Moments | None = None
         self._fishers: dict[str, npt.NDArray[np.float32]] = {}
         if kind == "regmean":
@@ -175,6 +180,7 @@ class _Work:
                 PlannedTensor(name, values.shape, "F32") for name, values in self._fishers.items()
             )
             self.shared = {name: name for name in self._fishers}
+            self.notices = self._without()
 
     def fingerprint(self) -> str:
         """Identify the collection for resuming."""
@@ -233,7 +239,7 @@ class _Work:
                 }
             ],
             "models": [str(checkpoint.reference)],
-            "notices": list(checkpoint.notices),
+            "notices": [*checkpoint.notices, *self.notices],
             "versions": library_versions(_PACKAGES),
             "content_digest": content,
             "tensors": tensors,
@@ -251,6 +257,22 @@ class _Work:
             seed=self._seed,
             device=self._device,
             progress=progress,
+        )
+
+    def _without(self) -> tuple[str, ...]:
+        """Name the weights that a gradient should have reached, and did not."""
+        source = self._checkpoint.source
+        names = [
+            name
+            for name in source.names()
+            if name not in self.shared and DTYPES[source.info(name).dtype].mergeable
+        ]
+        if not names:
+            return ()
+        return (
+            f"{len(names):,} of {len(source.names()):,} tensors have no statistics, because no "
+            "gradient of a text's likelihood reaches them (another modality, a buffer, or a copy "
+            f"that transformers does not read): {some(names)}. fisher takes their plain mean.",
         )
 
 

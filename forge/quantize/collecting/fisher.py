@@ -12,26 +12,38 @@ Fisher information but needs no luck.
 
 The whole model is in memory in float32, with as much again for the sums and one gradient at a time.
 
+transformers renames tensors when it loads them, and stacks what files hold one by one, such as
+experts. Both only move elements, so the sums are moved back in the way in which it saves a model:
+every weight's statistics have the name and the shape that it has in its file.
+
 Reference: Matena and Raffel 2022, arXiv 2111.09832; Kunstner et al. 2019, arXiv 1905.12558, on the
 difference between the two.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.progress import Progress
 from forge.core.errors import IncompatibleError, NonFiniteError
 from forge.quantize.calibration.mapped_model import load_mapped
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Labels = Literal["sampled", "text"]
+
+_EXPERT: Final = re.compile(r"\.experts\.\d+\..*")
 
 
 def collect_fisher(
@@ -54,7 +66,8 @@ def collect_fisher(
         progress: Hears how many sequences are done.
 
     Returns:
-        float32, by the names of the checkpoint's tensors and of their shapes.
+        float32, by the names of the checkpoint's tensors and of their shapes. Weights that take
+        no part in the prediction of text, such as a vision tower's, are not among them.
 
     Raises:
         IncompatibleError: It does not fit into memory, or sequences are of one token.
@@ -64,31 +77,27 @@ def collect_fisher(
     if num_tokens < 2:
         raise IncompatibleError("A sequence of one token has no next token to predict.")
     _check_memory(checkpoint, device)
-    model: nn.Module = load_mapped(checkpoint, device=device)
-    model = model.to(torch.float32)
-    source = checkpoint.source
-    names = frozenset(source.names())
+    model = load_mapped(checkpoint, device=device)
+    model.to(torch.float32)  # type: ignore[arg-type]
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point()
+    }
+    _check_names(checkpoint, model, parameters)
     sums: dict[str, torch.Tensor] = {}
     handles = []
-    for name, parameter in model.named_parameters():
-        if name not in names or tuple(parameter.shape) != source.info(name).shape:
-            # What transformers holds in another form, such as stacked experts, has no statistics.
-            continue
+    for name, parameter in parameters.items():
         parameter.requires_grad_(True)
-        sums[name] = torch.zeros_like(parameter)
 
-        def square(parameter: torch.Tensor, total: torch.Tensor = sums[name]) -> None:
+        def square(parameter: torch.Tensor, name: str = name) -> None:
             assert parameter.grad is not None
+            total = sums.setdefault(name, torch.zeros_like(parameter, requires_grad=False))
             total.addcmul_(parameter.grad, parameter.grad)
             parameter.grad = None
 
         hook = parameter.register_post_accumulate_grad_hook(square)  # type: ignore[no-untyped-call]
         handles.append(hook)
-    if not sums:
-        raise IncompatibleError(
-            f"No weight of '{checkpoint.reference}' has the name and shape that transformers gives "
-            "it, so gradients cannot be told apart."
-        )
     for index in range(num_sequences):
         ids_1T = torch.from_numpy(tokens_BT[index : index + 1]).to(device)
         logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
@@ -103,12 +112,52 @@ def collect_fisher(
         progress.status(f"sequence {index + 1} of {num_sequences}")
     for handle in handles:
         handle.remove()
+    for parameter in parameters.values():
+        # The sums are all that is needed now, and some of them are copied on their way back.
+        parameter.data = parameter.new_empty(0)
     scale = 1.0 / (num_sequences * (num_tokens - 1))
-    found = {name: (total * scale).cpu().numpy() for name, total in sums.items()}
+    found = {
+        name: (total * scale).cpu().numpy()
+        for name, total in _as_stored(checkpoint, model, sums).items()
+    }
     for name, values in found.items():
         if not np.isfinite(values).all():
             raise NonFiniteError(f"A gradient of '{name}' is a NaN or overflows when squared.")
     return found
+
+
+def _check_names(
+    checkpoint: Checkpoint, model: PreTrainedModel, parameters: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse, before any gradient, a model whose sums could not be given back to its files."""
+    shapes = {
+        name: torch.empty(parameter.shape, device="meta") for name, parameter in parameters.items()
+    }
+    if not _as_stored(checkpoint, model, shapes):
+        raise IncompatibleError(
+            f"No weight of '{checkpoint.reference}' has the name and shape that transformers gives "
+            "it, so gradients cannot be told apart."
+        )
+
+
+def _as_stored(
+    checkpoint: Checkpoint, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return what a model's parameters are in the files of its checkpoint."""
+    try:
+        stored = revert_weight_conversion(model, dict(tensors))
+    except (NotImplementedError, ValueError) as error:
+        raise IncompatibleError(
+            f"transformers cannot tell which tensors of '{checkpoint.reference}' its weights came "
+            f"from: {error}"
+        ) from error
+    source = checkpoint.source
+    names = frozenset(source.names())
+    return {
+        name: tensor
+        for name, tensor in stored.items()
+        if name in names and tuple(tensor.shape) == source.info(name).shape
+    }
 
 
 def _labels(
@@ -124,8 +173,11 @@ def _labels(
 
 def _check_memory(checkpoint: Checkpoint, device: str) -> None:
     source = checkpoint.source
-    infos = [source.info(name) for name in source.names()]
-    needed = sum(info.numel for info in infos) * 8 + max(info.numel for info in infos) * 8
+    # The gradient of a layer's experts is one tensor.
+    sizes: Counter[str] = Counter()
+    for name in source.names():
+        sizes[_EXPERT.sub(".experts", name)] += source.info(name).numel
+    needed = sizes.total() * 8 + max(sizes.values()) * 8
     available = _available(device)
     if available is not None and needed > available:
         raise IncompatibleError(
