@@ -121,7 +121,7 @@ def adapter_config(
     factored = [change for change in changes if change.fate == "factors"]
     rank = max((ranks[change.name] for change in factored), default=1)
     others = {
-        f"^{re.escape(change.module)}": ranks[change.name]
+        f"^{re.escape(change.target)}": ranks[change.name]
         for change in factored
         if ranks[change.name] != rank
     }
@@ -143,7 +143,8 @@ def adapter_config(
         "lora_alpha": rank,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "target_modules": _targets(factored, pairing),
+        "target_modules": _targets([one for one in factored if not one.by_parameter], pairing),
+        "target_parameters": [one.target for one in factored if one.by_parameter] or None,
         "modules_to_save": saved or None,
         "bias": bias,
         "fan_in_fan_out": any(change.transposed for change in factored),

@@ -27,6 +27,7 @@ Fate = Literal["factors", "whole", "bias", "lost"]
 
 PREFIX: Final = "base_model.model."
 EXPERTS: Final = ".experts."
+_MLP: Final = ".mlp."
 _LOADABLE_EXPERTS: Final = frozenset({"mixtral"})
 
 
@@ -44,6 +45,7 @@ class Changed:
         leaf: What the tensor is to its module: ``weight`` or ``bias``.
         transposed: Whether the tensor is stored ``[in, out]``.
         is_embedding: Whether its factors are an embedding's.
+        by_parameter: Whether PEFT must be told of the weight instead of its module.
     """
 
     name: str
@@ -55,6 +57,12 @@ class Changed:
     leaf: str
     transposed: bool
     is_embedding: bool
+    by_parameter: bool
+
+    @property
+    def target(self) -> str:
+        """What PEFT is told to put factors on."""
+        return f"{self.module}.weight" if self.by_parameter else self.module
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -232,6 +240,7 @@ def sort_changes(
                 leaf,
                 transposed=is_layer and config.get("model_type") in CONV1D_FAMILIES,
                 is_embedding=name == vocabulary.embedding,
+                by_parameter=pairing.has_foreign_experts and _MLP in name,
             )
         )  # fmt: skip
     return tuple(changes)
@@ -241,8 +250,10 @@ def _fate(pairing: Pairing, name: str, *, embeddings: Embeddings) -> Fate:
     shape = pairing.pairs[name][1].source.info(pairing.pairs[name][1].name).shape
     leaf = name.rpartition(".")[2]
     is_layer = pairing.architecture.layer_of(name) is not None
-    if pairing.has_foreign_experts and ".mlp." in name:
-        return "lost"
+    if pairing.has_foreign_experts and _MLP in name:
+        # PEFT takes the name of any module here for that of experts, but not the name of a weight.
+        is_held = leaf == "weight" and len(shape) == 2 and EXPERTS not in name
+        return "factors" if is_held else "lost"
     if name in pairing.vocabulary.names:
         fates: dict[Embeddings, Fate] = {"skip": "lost", "full": "whole", "lora": "factors"}
         return fates[embeddings]

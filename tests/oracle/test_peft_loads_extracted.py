@@ -102,22 +102,47 @@ def test_a_tied_embedding_is_held_once_and_stays_tied(tmp_path: Path) -> None:
     assert config["tie_word_embeddings"] is True
 
 
-def test_experts_that_peft_does_not_load_are_named(tmp_path: Path) -> None:
-    model = tiny_model("qwen3_moe")
-    model.save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize(
+    ("case", "request_", "dense"),
+    [
+        ("qwen3_moe", Request(RANK, None, "skip", "float32"), "mlp.gate"),
+        # Layer 0 is dense, and layer 1 has shared experts.
+        ("deepseek_v3", Request(None, 0.999999, "skip", "float32"), "layers.0.mlp.gate_proj"),
+        pytest.param(
+            "qwen2_moe", Request(RANK, None, "skip", "float32"), "shared_expert.down_proj",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_only_experts_that_peft_does_not_load_are_left_out(
+    tmp_path: Path, case: str, request_: Request, dense: str
+) -> None:
+    base, tuned, out = tmp_path / "base", tmp_path / "tuned", tmp_path / "adapter"
+    model = tiny_model(case)
+    model.save_pretrained(base)
     _tune(model, embeddings=False)
-    model.save_pretrained(tmp_path / "tuned")
-    out = tmp_path / "adapter"
-    request = Request(RANK, None, "skip", "float32")
-    result = run_extract(str(tmp_path / "tuned"), str(tmp_path / "base"), out, request)
+    model.save_pretrained(tuned)
+    result = run_extract(str(tuned), str(base), out, request_)
     lost = [row.name for row in result.tensors if row.fate == "lost"]
     assert lost
-    assert all(".mlp." in name for name in lost)
+    assert all(".experts." in name for name in lost)
+    assert any(dense in row.name for row in result.tensors if row.fate == "factors")
     assert any("experts of Mixtral alone" in str(text) for text in result.manifest["notices"])
+    expected = read_values(tuned) | {name: read_values(base)[name] for name in lost}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), out)
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
     assert not [one for one in caught if "adapter keys" in str(one.message)]
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = read_values(tmp_path / "merged")
+    source = open_checkpoint(ModelReference(str(base), lora=ModelReference(str(out)))).source
+    assert set(source.names()) == set(expected) == set(merged)
+    for name, values in expected.items():
+        info = source.info(name)
+        ours = from_bytes(source.read(name), info.dtype, info.shape)
+        assert np.allclose(merged[name], values, atol=1e-4), name
+        assert np.allclose(ours, values, atol=1e-4), name
+    source.close()
 
 
 def test_experts_need_one_rank(tmp_path: Path) -> None:
