@@ -15,7 +15,6 @@ from typing import Final
 from forge.architectures.names import architecture_of
 from forge.architectures.written import is_written
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.grid import grid_warning
 from forge.checkpoints.header import TensorInfo
 from forge.checkpoints.source import TensorSource
 from forge.core.enumeration import listed, some
@@ -27,6 +26,7 @@ from forge.merge.check.report import CheckReport, Finding, ModelFacts, Notebook
 from forge.merge.check.resources import check_resources
 from forge.merge.check.result_tokens import check_result_tokens
 from forge.merge.check.routers import note_routers
+from forge.merge.check.sources import note_sources
 from forge.merge.check.special_ids import check_special_ids
 from forge.merge.check.stack import (
     Subject,
@@ -70,16 +70,7 @@ def check_merge(
         All findings. Nothing is raised for a mistake of the user.
     """
     notes = Notebook()
-    for model in checkpoints.values():
-        for message in model.notices:
-            if message in model.warnings:
-                notes.warning("adapter-base", message)
-            else:
-                notes.notice("source", message)
-    for reference in recipe.references():
-        warning = grid_warning(checkpoints[reference])
-        if warning is not None:
-            notes.warning("grid", warning)
+    note_sources(checkpoints, notes, read=recipe.references())
     subjects = _subjects(recipe, checkpoints, notes)
     note_parts(subjects, leader(recipe), notes)
     slices = _slices(recipe, subjects, notes)

@@ -24,6 +24,7 @@ from forge.core.dtypes import DTYPES
 from forge.core.enumeration import some
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook
+from forge.merge.check.sources import note_sources
 from forge.merge.check.stack import Subject, subject_of
 from forge.recipes.moe_types import ExpertEntry, MoeRecipe
 from forge.recipes.reference import ModelReference
@@ -69,12 +70,7 @@ def check_models(
     Returns:
         The frame, or ``None`` when there is an error.
     """
-    for checkpoint in checkpoints.values():
-        for text in checkpoint.notices:
-            if text in checkpoint.warnings:
-                notes.warning("adapter-base", text)
-            else:
-                notes.notice("source", text)
+    note_sources(checkpoints, notes, read=recipe.references())
     family = _family(recipe, checkpoints[recipe.base_model], notes)
     if family is None:
         return None
