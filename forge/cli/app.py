@@ -52,6 +52,7 @@ _MODULES: Final = {"eval": "evaluate"}
 _USAGE_EXIT: Final = 2
 _DEFECT_EXIT: Final = 70
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_AGAIN_AFTER_S: Final = 0.02
 
 
 class Terminated(KeyboardInterrupt):
@@ -160,6 +161,7 @@ def _catch_signals() -> None:
         # nohup has its children ignore SIGHUP; it must stay ignored.
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _terminate)
+    sys.unraisablehook = _raise_again
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -167,6 +169,23 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     for known in _SIGNALS:
         signal.signal(known, signal.SIG_IGN)
     raise Terminated(number)
+
+
+def _raise_again(what: sys.UnraisableHookArgs) -> None:
+    # A signal that comes while a finalizer runs is raised in it, and Python drops what is raised
+    # there: the run would go on, with all further signals ignored. It is raised once more, from
+    # an alarm, because what this hook raises is dropped as well.
+    problem = what.exc_value
+    if not isinstance(problem, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
+        return
+    number = problem.number if isinstance(problem, Terminated) else signal.SIGINT
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_AFTER_S)
 
 
 def _complete_for_shell() -> None:

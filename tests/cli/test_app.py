@@ -135,6 +135,32 @@ def test_an_interruption_has_the_signals_exit_code(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "kill"]
+)
+def test_a_signal_in_a_finalizer_ends_the_run(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    program = f"""
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from forge import api
+from forge.cli import app
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(0.01)
+def work():
+    Slow()
+    time.sleep(20)
+api.methods = work
+app.sys.argv = ["forge", "methods"]
+app.main()
+"""
+    done = python(program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, "interrupted\n")
+
+
 @pytest.mark.parametrize("ignored", [True, False])
 def test_under_nohup_a_closed_terminal_is_ignored(ignored: bool, tmp_path: Path) -> None:
     code = f"""
