@@ -67,7 +67,7 @@ def _build(
     checkpoint: Checkpoint, stored: StoredModel, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, dict[str, QuantizedLinear]]:
     root = checkpoint.root
-    config = transformers.AutoConfig.from_pretrained(root)
+    config = _config(checkpoint)
     if checkpoint.reference.lora is not None:
         # An adapter can change the number of tokens, and untie what was tied.
         config = type(config).from_dict(dict(checkpoint.config))
@@ -94,6 +94,24 @@ def _build(
     if model.can_generate() and (root / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(root)
     return model, packing.placed if packing is not None else {}
+
+
+def _config(checkpoint: Checkpoint) -> transformers.PreTrainedConfig:
+    try:
+        # False, not the default, which would ask on the terminal whether code may be run.
+        config: transformers.PreTrainedConfig = transformers.AutoConfig.from_pretrained(
+            checkpoint.root, trust_remote_code=False
+        )
+    except Exception as error:
+        # Every configuration of transformers checks itself, with errors of its own kind.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "auto_map" in checkpoint.config:
+            reason = "the model brings Python code of its own, and forge runs none."
+        raise CheckpointError(
+            f"transformers cannot run '{checkpoint.source.label}', whose config.json it does not "
+            f"read: {reason}"
+        ) from error
+    return config
 
 
 def _model_class(checkpoint: Checkpoint, config: transformers.PreTrainedConfig) -> Any:

@@ -233,3 +233,24 @@ def test_wrong_words(tmp_path: Path) -> None:
             runtime.load(folder, device="cuda")
     with pytest.raises(CheckpointError):
         runtime.load(tmp_path / "absent")
+
+
+def test_a_family_that_transformers_does_not_know_is_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    unknown = config | {"model_type": "frobnicate"}
+    (folder / "config.json").write_text(json.dumps(unknown))
+    with pytest.raises(CheckpointError, match=r"cannot run '.*model type `frobnicate`"):
+        runtime.load(folder)
+
+
+def test_no_code_of_a_checkpoint_is_run_or_offered_to_be(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = config | {"model_type": "frobnicate", "auto_map": {"AutoConfig": "own.Config"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    (folder / "own.py").write_text("raise SystemExit(3)")
+    with pytest.raises(
+        CheckpointError, match=r"cannot run '.*code of its own, and forge runs none"
+    ):
+        runtime.load(folder)
