@@ -24,14 +24,12 @@ from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
 from forge.checkpoints.statistics_file import check_files
-from forge.core.errors import ForgeError, IncompatibleError, OutputError
+from forge.core.errors import OutputError
 from forge.kernels.cpu import native
-from forge.merge.check.preflight import check_merge
 from forge.merge.manifest import engine_entry, merge_manifest
 from forge.merge.outputs import has_sidecars, sidecars_of
-from forge.merge.plan import MergePlan
+from forge.merge.prepared import Prepared, prepare_opened, sources_of
 from forge.merge.stages import open_models
-from forge.merge.vocabulary.planning import VocabularyPlan, plan_vocabulary, remap
 from forge.merge.workers import Workers
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
@@ -56,17 +54,6 @@ class MergeResult:
     resumed_tensors: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A merge that has been checked and planned, before any weight is read."""
-
-    recipe: MergeRecipe
-    checkpoints: Mapping[ModelReference, Checkpoint]
-    vocabulary: VocabularyPlan | None
-    plan: MergePlan
-    notices: tuple[str, ...]
-
-
 def prepare(recipe: MergeRecipe, out: Path | None, *, weights: bool = True) -> Prepared:
     """Open and check the models of a recipe.
 
@@ -75,27 +62,6 @@ def prepare(recipe: MergeRecipe, out: Path | None, *, weights: bool = True) -> P
     """
     folder = None if out is None else parent_of(out)
     return prepare_opened(recipe, open_models(recipe, weights=weights, folder=folder), out)
-
-
-def prepare_opened(
-    recipe: MergeRecipe, checkpoints: Mapping[ModelReference, Checkpoint], out: Path | None
-) -> Prepared:
-    """Check a recipe whose models are open already.
-
-    Raises:
-        IncompatibleError: The check found errors; the message lists all of them.
-    """
-    try:
-        vocabulary = plan_vocabulary(recipe, checkpoints)
-    except ForgeError:
-        vocabulary = None  # The check meets the same error and reports it among all others.
-    report = check_merge(recipe, checkpoints, out=out, vocabulary=vocabulary)
-    if report.errors or report.plan is None:
-        raise IncompatibleError("\n".join(finding.message for finding in report.errors))
-    texts = [finding.message for finding in (*report.warnings, *report.notices)]
-    if vocabulary is not None:
-        vocabulary = vocabulary.without_documents()
-    return Prepared(recipe, checkpoints, vocabulary, report.plan, (*recipe.notices, *texts))
 
 
 def run_merge(
@@ -181,27 +147,6 @@ def run_merge(
         for source in sources.values():
             source.close()
     return MergeResult(out, content, time.monotonic() - started, len(plan.jobs), resumed)
-
-
-def sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, TensorSource]:
-    """Return the tensors of every model, embeddings in the order of the result's vocabulary.
-
-    Statistics come by the name of their folder.
-
-    Args:
-        prepared: The merge.
-        folder: Where rearranged embeddings are put while they are read.
-    """
-    checkpoints = prepared.checkpoints
-    sources: dict[ModelReference, TensorSource] = {
-        ModelReference(checkpoint.statistics.label): checkpoint.statistics.source
-        for checkpoint in checkpoints.values()
-        if checkpoint.statistics is not None
-    }
-    sources |= {model: checkpoint.source for model, checkpoint in checkpoints.items()}
-    if prepared.vocabulary is not None:
-        sources |= remap(checkpoints, prepared.vocabulary, folder)
-    return sources
 
 
 def _sidecars_of(prepared: Prepared) -> dict[str, bytes]:

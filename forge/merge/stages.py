@@ -24,7 +24,7 @@ from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
 if TYPE_CHECKING:
-    from forge.merge.run import Prepared
+    from forge.merge.prepared import Prepared
 
 
 def open_models(
@@ -46,7 +46,7 @@ def open_models(
     for name, stage in recipe.stages:
         if name not in used:
             continue
-        from forge.merge.run import prepare_opened
+        from forge.merge.prepared import prepare_opened
 
         try:
             prepared = prepare_opened(stage, _opened(stage, stages, weights=weights), None)
@@ -98,7 +98,7 @@ def _opened(
 
 def _as_checkpoint(name: str, prepared: Prepared, folder: Path | None) -> Checkpoint:
     from forge.merge.outputs import sidecars_of
-    from forge.merge.run import sources_of
+    from forge.merge.prepared import sources_of
     from forge.merge.stage_source import StageSource
 
     root = Path(tempfile.mkdtemp(prefix="forge-stage-"))
