@@ -158,7 +158,7 @@ class Architecture:
             The number; ``None`` where there is none, as of positions that are never counted out.
         """
         text = self.text_config(config)
-        found = (text.get(key) for key in _POSITIONS)
+        found = (text.get(key) for key in POSITIONS)
         return next((v for v in found if type(v) is int and v > 0), None)
 
     def is_tied(self, config: Mapping[str, object]) -> bool:
@@ -282,7 +282,8 @@ def _with_tower(
 
 FURTHER_LAYERS: Final = "num_nextn_predict_layers"
 """Config key that promises layers behind the last, which predict further tokens (DeepSeek-V3)."""
-_POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
+POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Config keys of the number of tokens that a model can read."""
 _DECODER_H: Final = ("transformer.h.", "h.")
 
 ARCHITECTURES: Final = Catalog(

@@ -13,6 +13,7 @@ import transformers
 from transformers.generation.streamers import TextStreamer
 
 from forge.core.errors import CheckpointError, IncompatibleError, MissingExtraError
+from forge.runtime.context import longest_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -163,8 +164,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool | Non
 
 
 def _check_length(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and prompt_tokens + max_new_tokens > longest:
+    longest = longest_context(model)
+    if longest is not None and prompt_tokens + max_new_tokens > longest:
         raise IncompatibleError(
             f"The prompt has {prompt_tokens} tokens; with {max_new_tokens} more it is longer than "
             f"the {longest} that the model knows. Shorten it, or ask for fewer tokens."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from forge.architectures.names import architecture_of
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.floats import decode
 from forge.checkpoints.progress import Progress, Silence
@@ -131,8 +132,6 @@ def embedding_states(checkpoint: Checkpoint, groups: Groups) -> Floats:
         CheckpointError: The model has no tokenizer or no embedding.
         IncompatibleError: The prompts are too long.
     """
-    from forge.architectures.names import architecture_of
-
     tokenizer = _tokenizer_of(checkpoint)
     prompts = _encode(checkpoint, tokenizer, groups)
     source = checkpoint.source
@@ -170,7 +169,8 @@ def _encode(
     checkpoint: Checkpoint, tokenizer: ModelTokenizer, groups: Groups
 ) -> list[tuple[int, list[int]]]:
     """Return the tokens of every prompt, with the number of its group."""
-    limit = checkpoint.config.get("max_position_embeddings")
+    architecture = architecture_of(checkpoint.config, tensor_names=checkpoint.source.names())
+    limit = architecture.num_positions(checkpoint.config)
     prompts: list[tuple[int, list[int]]] = []
     for number, texts in enumerate(groups):
         for text in texts:
@@ -181,7 +181,7 @@ def _encode(
                     f"The tokenizer of {checkpoint.reference} makes no tokens of the prompt "
                     f"{shown!r}; write another."
                 )
-            if type(limit) is int and len(tokens) > limit:
+            if limit is not None and len(tokens) > limit:
                 raise IncompatibleError(
                     f"The prompt {shown!r} has {len(tokens):,} tokens, and {checkpoint.reference} "
                     f"reads {limit:,}. Shorten it."

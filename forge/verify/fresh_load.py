@@ -275,9 +275,9 @@ def _prompt(root: Path) -> list[int]:
 
 def _windows(root: Path, model: PreTrainedModel, limit: int) -> npt.NDArray[np.int64]:
     from forge.evaluate.held_out import WINDOW, held_out_text, windows
+    from forge.runtime.context import longest_context
 
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", WINDOW)
-    length = min(WINDOW, longest) if isinstance(longest, int) else WINDOW
+    length = min(WINDOW, longest_context(model) or WINDOW)
     return windows(_tokenize(root, held_out_text()), limit=limit, length=length)
 
 

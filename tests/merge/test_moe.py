@@ -174,6 +174,22 @@ def test_every_tensor_comes_from_where_it_should(tmp_path: Path) -> None:
     assert len(read_values(out)) == 3 + 2 * (6 + 1 + 2 * 3)
 
 
+def test_prompts_that_a_base_cannot_read_are_refused(tmp_path: Path) -> None:
+    """Whatever its config calls the number of positions."""
+    pytest.importorskip("transformers")
+    from forge.checkpoints.checkpoint import open_checkpoint
+    from forge.core.errors import IncompatibleError
+    from forge.recipes.reference import ModelReference
+    from forge.runtime.prompt_states import embedding_states
+
+    root = tiny_checkpoint(
+        tmp_path / "m", model_type="gpt2", config_overrides={"n_positions": 3}, tie=True
+    )
+    checkpoint = open_checkpoint(ModelReference(str(root)))
+    with pytest.raises(IncompatibleError, match=r"'aspirin treats pain' has 4 tokens.* reads 3"):
+        embedding_states(checkpoint, PROMPTS)
+
+
 @pytest.mark.parametrize("case", ["llama grouped", "qwen2", "qwen3"])
 def test_states_are_what_the_mlps_read(tmp_path: Path, case: str) -> None:
     import torch

@@ -18,6 +18,7 @@ from forge import runtime
 from forge.cli.app import run
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.runtime.generation import generate, load_tokenizer
+from tests.architectures.rows import write_row
 from tests.cli.process import environment
 from tests.factory import tiny_checkpoint
 from tests.runtime.folders import llama, quantized_pair
@@ -106,6 +107,14 @@ def test_it_ends_where_the_model_ends(tmp_path: Path) -> None:
         model.generation_config.eos_token_id = ends
         made = generate(model, tokenizer, PROMPT, max_new_tokens=5, chat=False)
         assert made.tokens == count
+
+
+def test_replies_longer_than_the_positions_of_any_family_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_row("MPT", tmp_path)
+    assert run(["generate", str(root / "base"), "a", "--max-new-tokens", "99", "--quiet"]) == 2
+    assert "longer than the 64 that the model knows" in capsys.readouterr().err
 
 
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

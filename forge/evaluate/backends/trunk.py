@@ -26,6 +26,7 @@ from forge.core.errors import IncompatibleError
 from forge.evaluate.backends.batches import Row, batches, shared_length
 from forge.evaluate.backends.prefix_cache import PrefixCache
 from forge.evaluate.divergence import head_of
+from forge.runtime.context import longest_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,6 @@ _COARSE: Final = 5e-2
 _CACHE_BYTES: Final = 1 << 30
 """Keys and values of a batch on a CPU."""
 _CACHE_BYTES_GPU: Final = 4 << 30
-_LIMITS: Final = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +199,6 @@ class Trunk:
             return self.step(ids_BT, cache)
         states: torch.Tensor = self._trunk(input_ids=ids_BT, use_cache=False)[0]
         return states
-
-
-def longest_context(model: PreTrainedModel) -> int | None:
-    """Return the most tokens that a model knows positions for, or ``None`` where it says none."""
-    config = model.config.get_text_config()
-    found = (getattr(config, name, None) for name in _LIMITS)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
 def check_length(model: PreTrainedModel, num_tokens: int, what: str) -> None:
