@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ import pytest
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.core.errors import CheckpointError, IncompatibleError, OutputError
 from forge.merge.catalog import METHODS
+from forge.merge.check import preflight
+from forge.merge.run import run_merge
 from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
 from forge.recipes.merge_recipe import MergeRecipe, parse_merge_recipe
 from forge.recipes.reference import ModelReference
@@ -370,6 +373,36 @@ def test_head_and_embedding_of_different_rows_are_refused(tmp_path: Path) -> Non
     assert f"'{HEAD}' has 30" in text
 
 
+@pytest.mark.parametrize("ties", [(True, False), (False, False), (True, True)], ids=str)
+def test_the_disk_that_a_check_counts_is_what_is_rearranged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: tuple[bool, bool]
+) -> None:
+    """A tied model beside an untied one needs its rows twice: as embedding and as head."""
+    roots = [
+        make(tmp_path, number, tie=tie, extra_tokens=["zoster"] if number else [])
+        for number, tie in enumerate(ties)
+    ]
+    counted: list[int] = []
+    written: list[int] = []
+    check, arrange = preflight.check_resources, RemappedSource._arrange
+
+    def checked(*arguments: Any) -> object:
+        counted.append(arguments[3])
+        return check(*arguments)
+
+    def arranged(self: RemappedSource, name: str) -> memoryview:
+        view = arrange(self, name)
+        written.append(view.nbytes)
+        return view
+
+    monkeypatch.setattr(preflight, "check_resources", checked)
+    monkeypatch.setattr(RemappedSource, "_arrange", arranged)
+    run_merge(recipe_of(roots, tokenizer={"source": "union"}), tmp_path / "out")
+    assert counted == [sum(written)]
+    # Only the first model lacks a token.
+    assert len(written) == (1 if all(ties) else 2)
+
+
 def test_rearranged_tensors_leave_no_file_and_are_made_once(tmp_path: Path) -> None:
     base, other = make(tmp_path, 0), make(tmp_path, 1, extra_tokens=["zoster"])
     recipe = recipe_of([other], base=base, tokenizer={"source": "union"})
@@ -380,7 +413,8 @@ def test_rearranged_tensors_leave_no_file_and_are_made_once(tmp_path: Path) -> N
     scratch.mkdir()
     source = remap(checkpoints, plan, scratch)[ModelReference(str(base))]
     assert isinstance(source, RemappedSource)
-    assert source.scratch_bytes == 2 * 32 * 16 * 4
+    assert source.scratch_bytes(source.names()) == 2 * 32 * 16 * 4
+    assert source.scratch_bytes({EMBEDDING, "model.norm.weight"}) == 32 * 16 * 4
     views: list[memoryview] = []
     barrier = threading.Barrier(8)
 

@@ -103,9 +103,7 @@ def check_merge(
     if plan is not None:
         check_values(recipe, plan, notes)
         _note_left_out(subjects[leader(recipe)], plan, notes)
-    scratch = sum(
-        source.scratch_bytes for source in sources.values() if isinstance(source, RemappedSource)
-    )
+    scratch = 0 if plan is None else _scratch_bytes(plan, sources)
     needs = check_resources(recipe, checkpoints, plan, scratch, out, notes)
     return CheckReport(
         notes.sorted(),
@@ -219,6 +217,18 @@ def _plan(
     except ForgeError as error:
         notes.error("plan", str(error))
         return None
+
+
+def _scratch_bytes(plan: MergePlan, sources: Mapping[ModelReference, TensorSource]) -> int:
+    """Return the bytes of what will be rearranged while the merge runs."""
+    read: dict[ModelReference, set[str]] = {}
+    for item in (item for job in plan.jobs for item in job.inputs):
+        read.setdefault(item.model, set()).add(item.name)
+    return sum(
+        source.scratch_bytes(read.get(model, ()))
+        for model, source in sources.items()
+        if isinstance(source, RemappedSource)
+    )
 
 
 def _note_left_out(lead: Subject, plan: MergePlan, notes: Notebook) -> None:

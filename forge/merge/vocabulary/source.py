@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -98,10 +98,18 @@ class RemappedSource:
         """What the user typed, for messages."""
         return self._own.label
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes of all tensors that will be rearranged."""
-        return sum(self.info(name).nbytes for name in self._remapped)
+    def scratch_bytes(self, names: Collection[str]) -> int:
+        """Return the bytes of files that hold what is rearranged.
+
+        Args:
+            names: The tensors that will be read. Of a tied model these can be its embedding and,
+                in another file, the same rows in the place of a head.
+        """
+        return sum(
+            self.info(name).nbytes
+            for name in sorted({*self._remapped, *self._stand_ins})
+            if name in names
+        )
 
     def names(self) -> tuple[str, ...]:
         """Return all tensor names, in file order."""
