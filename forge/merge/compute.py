@@ -115,7 +115,8 @@ def _refuse_nonfinite(job: MergeJob, statistics: TensorStatistics) -> None:
         if is_bad:
             raise NonFiniteError(
                 f"'{item.name}' of '{item.model}' holds a NaN or an infinity. Repair or replace "
-                "that checkpoint; 'allow_nonfinite: true' merges it nevertheless."
+                "that checkpoint; 'allow_nonfinite: true' in a recipe of 'forge merge' lets it "
+                "pass."
             )
     if statistics.bad_output:
         raise NonFiniteError(

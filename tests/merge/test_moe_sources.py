@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from forge import api
+from forge.core.errors import NonFiniteError
 from forge.recipes.moe_recipe import parse_moe_recipe
 from tests.factory import (
     read_values,
@@ -79,3 +80,18 @@ def test_an_expert_that_was_dequantized_is_named(tmp_path: Path) -> None:
     assert [each.level for each in found] == ["warning"]
     assert f"'{expert}' is stored in bfloat16, but its weights lie on a grid" in found[0].message
     assert found[0].message in _notices(build(recipe, tmp_path / "out"))
+
+
+def test_advice_about_a_nan_names_the_verb_that_it_is_for(tmp_path: Path) -> None:
+    """A recipe of ``forge moe`` knows no ``allow_nonfinite``."""
+    base = tiny_checkpoint(tmp_path / "base")
+    expert = tiny_checkpoint(tmp_path / "expert", tune=1)
+    values = read_values(expert)
+    name = "model.layers.0.mlp.up_proj.weight"
+    values[name].flat[3] = np.nan
+    write_safetensors(
+        expert / "model.safetensors",
+        {name: ("BF16", value.shape, to_bytes(value, "BF16")) for name, value in values.items()},
+    )
+    with pytest.raises(NonFiniteError, match="'allow_nonfinite: true' in a recipe of 'forge merge"):
+        build(recipe_of(base, [base, expert], mode="random"), tmp_path / "out")
