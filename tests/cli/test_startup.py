@@ -10,12 +10,12 @@ import pytest
 
 from tests.cli.process import forge, python
 
+pytestmark = pytest.mark.alone
+
 HEAVY = ("torch", "transformers", "numpy", "numba", "pydantic", "yaml", "rich", "huggingface_hub")
 
 LOADED = """
 import json, sys
-
-pytestmark = pytest.mark.alone
 {action}
 print(json.dumps(sorted(set({heavy!r}) & set(sys.modules))), file=sys.stderr)
 """

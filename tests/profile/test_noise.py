@@ -24,10 +24,10 @@ from forge.profile.noise import (
 )
 
 BURNS = "while True: pass"
+pytestmark = pytest.mark.alone
+
 WAKES = """
 import time
-
-pytestmark = pytest.mark.alone
 while True:
     end = time.perf_counter() + 0.05
     while time.perf_counter() < end: pass

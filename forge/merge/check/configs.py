@@ -13,11 +13,11 @@ from typing import Final
 
 from forge.architectures.layer_kinds import implied_lists
 from forge.checkpoints.sidecars import LayerOrigin, layer_entries, merged_config
+from forge.checkpoints.special_ids import SPECIAL_IDS
 from forge.core.enumeration import listed
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook
 from forge.merge.check.rope import rope_of
-from forge.merge.check.special_ids import SPECIAL_IDS
 from forge.merge.check.stack import Subject, contributors, leader
 from forge.recipes.merge_types import MergeRecipe, OutputSlice
 from forge.recipes.reference import ModelReference

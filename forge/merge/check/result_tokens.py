@@ -9,10 +9,10 @@ from typing import Final
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import GENERATION_FILE
 from forge.checkpoints.folder import parse_json_object
+from forge.checkpoints.special_ids import special_ids
 from forge.core.errors import ForgeError
 from forge.merge.check.report import Notebook
 from forge.merge.check.round_trips import check_round_trips
-from forge.merge.check.special_ids import special_ids
 from forge.merge.vocabulary.endings import Endings, endings_of
 from forge.merge.vocabulary.planning import VocabularyPlan
 from forge.merge.vocabulary.round_trip import Change

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.companions import GENERATION_FILE
-from forge.checkpoints.folder import read_json_object
-from forge.core.errors import ForgeError
+from forge.checkpoints.special_ids import SPECIAL_IDS, special_ids
+from forge.merge.check.report import Notebook
 from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
-
-if TYPE_CHECKING:
-    from forge.merge.check.report import Notebook
-
-SPECIAL_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_special_ids(
@@ -53,28 +46,6 @@ def check_special_ids(
                 f"{lead} and {model} differ in the ids of special tokens: {shown}. The result uses "
                 f"those of {lead}; if generation does not end, look here.",
             )
-
-
-def special_ids(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return the ids in force: those for generation, where there are any, override the model's.
-
-    Args:
-        checkpoint: The model.
-
-    Returns:
-        Ids, or lists of them, by the names of ``SPECIAL_IDS``.
-    """
-    try:
-        generation = read_json_object(checkpoint.root, GENERATION_FILE) or {}
-    except ForgeError:
-        # What is wrong with the file is said when it is copied.
-        generation = {}
-    nested = checkpoint.config.get("text_config")
-    found: dict[str, object] = {}
-    for part in (nested, checkpoint.config, generation):
-        if isinstance(part, Mapping):
-            found |= {key: part[key] for key in SPECIAL_IDS if part.get(key) is not None}
-    return found
 
 
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.merge.check.special_ids import SPECIAL_IDS, special_ids
+from forge.checkpoints.special_ids import SPECIAL_IDS, special_ids
 from forge.merge.vocabulary.tokens import WORDS, Tokenizer
 from forge.recipes.reference import ModelReference
 

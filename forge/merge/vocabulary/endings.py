@@ -25,7 +25,7 @@ from forge.checkpoints.chat_templates import choose_template, dump_json, templat
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.companions import GENERATION_FILE, read_tokenizer_files
 from forge.checkpoints.folder import parse_json_object, read_bytes, read_json_object
-from forge.merge.check.special_ids import SPECIAL_IDS, special_ids
+from forge.checkpoints.special_ids import SPECIAL_IDS, special_ids
 from forge.merge.check.stack import leader
 from forge.merge.vocabulary.tokens import (
     SPECIAL_TOKENS_MAP,
