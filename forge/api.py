@@ -561,7 +561,10 @@ def lora_extract(
         overwrite=overwrite,
         progress=progress,
     )
-    if divergence:
+    # Of an adapter that was there already, it is known; unless that run was stopped before.
+    known = result.manifest.get("divergence")
+    is_known = isinstance(known, dict) and "skipped" not in known and text is None
+    if divergence and not is_known:
         from forge.evaluate.divergence_run import measure_divergence
 
         try:

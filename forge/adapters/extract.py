@@ -28,6 +28,7 @@ import numpy as np
 from forge import __version__
 from forge.adapters.contract import ExtractResult, Request, TensorEnergy, check_request
 from forge.adapters.delta import Delta, Singles
+from forge.adapters.finished import finished_extraction, is_extracted_from
 from forge.adapters.jobs import run_all
 from forge.adapters.limits import check_experts, notices_of
 from forge.adapters.outputs import (
@@ -93,13 +94,21 @@ def run_extract(
     started = time.monotonic()
     progress = progress or Silence()
     check_request(request)
-    check_replaceable(out, overwrite=overwrite)
+    existing = None if overwrite else finished_extraction(out, request)
+    if existing is None:
+        check_replaceable(out, overwrite=overwrite)
     models: dict[str, Checkpoint] = {}
     try:
         for role, text in (("model", tuned), ("base", base)):
             progress.stage("opening")
             models[role] = open_checkpoint(ModelReference.parse(text))
         run = _Extraction(models, out, request, threads, progress, overwrite=overwrite)
+        if existing is not None:
+            progress.stage("hashing")
+            if is_extracted_from(existing, models):
+                progress.notice(f"'{out}' already holds exactly this adapter.")
+                return run.describe(existing, started)
+            check_replaceable(out, overwrite=False)
         return run.run(started)
     finally:
         for checkpoint in models.values():
@@ -131,6 +140,38 @@ class _Extraction:
         self._changes: tuple[Changed, ...]
 
     def run(self, started: float) -> ExtractResult:
+        """Make the adapter."""
+        for notice in self._notices:
+            self._progress.notice(notice)
+        factored = self._sort()
+        for notice in notices_of(self._changes, self._pairing, self._request):
+            self._say(notice)
+        with Scratch(self._out) as scratch:
+            ranks = self._ranks(factored, scratch)
+            check_experts(factored, ranks)
+            return self._write(factored, ranks, scratch, started)
+
+    def describe(self, manifest: dict[str, Any], started: float) -> ExtractResult:
+        """Say of an adapter that is there what would be said if it had just been made.
+
+        Args:
+            manifest: Its manifest.
+            started: When the work began.
+        """
+        tensors = manifest["tensors"]
+        told = {one.name: tensors[factor_names(one)[1]] for one in self._sort()}
+        ranks = {name: int(entry["rank"]) for name, entry in told.items()}
+        rows = tuple(_row(change, told.get(change.name), ranks) for change in self._changes)
+        size = sum(
+            math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
+            for entry in tensors.values()
+        )
+        kept, num = float(manifest["energy"]["kept"]), len(tensors)
+        seconds = time.monotonic() - started
+        return ExtractResult(self._out, manifest, rows, kept, num, num, size, seconds)
+
+    def _sort(self) -> list[Changed]:
+        """Find what differs and what becomes of it; return what is held by factors."""
         tuned, base = self._models["model"], self._models["base"]
         if (tuned.root.resolve(), str(tuned.reference.lora)) == (
             base.root.resolve(), str(base.reference.lora)
@@ -144,13 +185,7 @@ class _Extraction:
         self._changes = sort_changes(
             self._pairing, energies, base.config, embeddings=self._request.embeddings
         )
-        factored = [change for change in self._changes if change.fate == "factors"]
-        for notice in notices_of(self._changes, self._pairing, self._request):
-            self._say(notice)
-        with Scratch(self._out) as scratch:
-            ranks = self._ranks(factored, scratch)
-            check_experts(factored, ranks)
-            return self._write(factored, ranks, scratch, started)
+        return [change for change in self._changes if change.fate == "factors"]
 
     # -- what differs ----------------------------------------------------------------------
 
@@ -307,7 +342,12 @@ class _Extraction:
         resumed: int,
         started: float,
     ) -> ExtractResult:
-        rows = tuple(self._row(change, sink, ranks) for change in self._changes)
+        told = {
+            change.name: sink.done[factor_names(change)[1]].statistics
+            for change in self._changes
+            if change.fate == "factors"
+        }
+        rows = tuple(_row(change, told.get(change.name), ranks) for change in self._changes)
         kept = {row.name: row.kept for row in rows}
         total, share = kept_share(self._changes, kept)
         self._progress.stage("hashing")
@@ -339,17 +379,6 @@ class _Extraction:
         seconds = time.monotonic() - started
         return ExtractResult(self._out, content, rows, share, len(tensors), resumed, size, seconds)
 
-    @staticmethod
-    def _row(change: Changed, sink: TensorSink, ranks: Mapping[str, int]) -> TensorEnergy:
-        kept = 0.0 if change.fate == "lost" else 1.0
-        if change.fate == "factors":
-            found: Any = sink.done[factor_names(change)[1]].statistics["kept"]
-            kept = float(found)
-        norm = None if math.isnan(change.energy) else math.sqrt(change.energy)
-        return TensorEnergy(
-            change.name, change.shape, change.fate, ranks.get(change.name), norm, kept
-        )
-
     def _fingerprint(self) -> str:
         files = []
         for checkpoint in self._models.values():
@@ -369,6 +398,14 @@ class _Extraction:
     def _say(self, notice: str) -> None:
         self._notices.append(notice)
         self._progress.notice(notice)
+
+
+def _row(change: Changed, told: Mapping[str, Any] | None, ranks: Mapping[str, int]) -> TensorEnergy:
+    kept = 0.0 if change.fate == "lost" else 1.0
+    if told is not None:
+        kept = float(told["kept"])
+    norm = None if math.isnan(change.energy) else math.sqrt(change.energy)
+    return TensorEnergy(change.name, change.shape, change.fate, ranks.get(change.name), norm, kept)
 
 
 def _by_size(changes: Sequence[Changed]) -> list[Changed]:

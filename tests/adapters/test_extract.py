@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,47 @@ def test_the_same_command_goes_on_after_ctrl_c(place: Path, stage: str) -> None:
             continue
         assert (place / "out" / file.name).read_bytes() == expected, file.name
     assert not list(place.glob("*.forge-partial"))
+
+
+def test_an_adapter_that_is_there_is_not_made_again(place: Path) -> None:
+    request = Request(3, None, "full", "float32")
+    first = _extract(request)
+    before = (place / "out" / "adapter_model.safetensors").stat()
+    again = _extract(request)
+    assert (again.tensors, again.kept, again.output_bytes, again.resumed_tensors) == (
+        first.tensors, first.kept, first.output_bytes, first.num_tensors
+    )  # fmt: skip
+    assert (place / "out" / "adapter_model.safetensors").stat() == before
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        _extract(Request(4, None, "full", "float32"))
+    tiny_checkpoint(place / "tuned", tune=2)
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        _extract(request)
+    assert not _extract(request, overwrite=True).resumed_tensors
+
+
+def test_a_run_that_was_stopped_while_it_measured_goes_on_with_that(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forge.evaluate import divergence_run
+
+    calls: list[str] = []
+
+    def measure(variant: str, reference: str, **_: object) -> SimpleNamespace:
+        calls.append(variant)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return SimpleNamespace(text={"name": "text"}, figures={"mean": 0.5})
+
+    monkeypatch.setattr(divergence_run, "measure_divergence", measure)
+    with pytest.raises(KeyboardInterrupt):
+        api.lora_extract("tuned", "base", Path("out"), rank=3)
+    found = [api.lora_extract("tuned", "base", Path("out"), rank=3) for _ in range(2)]
+    assert [one.resumed_tensors for one in found] == [found[0].num_tensors] * 2
+    assert calls == ["base+out"] * 2
+    for one in found:
+        assert one.manifest["divergence"] == {"text": {"name": "text"}, "mean": 0.5}
+    assert api.verify(Path("out")).ok
 
 
 def _nothing_differs(place: Path) -> None:
