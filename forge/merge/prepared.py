@@ -29,6 +29,7 @@ class Prepared:
     vocabulary: VocabularyPlan | None
     plan: MergePlan
     notices: tuple[str, ...]
+    warnings: frozenset[str] = frozenset()  # those of the notices that are probably not meant
 
 
 def prepare_opened(
@@ -49,7 +50,9 @@ def prepare_opened(
     texts = [finding.message for finding in (*report.warnings, *report.notices)]
     if vocabulary is not None:
         vocabulary = vocabulary.without_documents()
-    return Prepared(recipe, checkpoints, vocabulary, report.plan, (*recipe.notices, *texts))
+    warnings = frozenset(finding.message for finding in report.warnings)
+    notices = (*recipe.notices, *texts)
+    return Prepared(recipe, checkpoints, vocabulary, report.plan, notices, warnings)
 
 
 def sources_of(prepared: Prepared, folder: Path) -> Mapping[ModelReference, TensorSource]:

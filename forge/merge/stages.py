@@ -114,8 +114,15 @@ def _as_checkpoint(name: str, prepared: Prepared, folder: Path | None) -> Checkp
         sources_of(prepared, folder or root),
         root,
     )
-    notices = tuple(f"Stage '{name}': {notice}" for notice in prepared.notices)
+    told = {notice: f"Stage '{name}': {notice}" for notice in prepared.notices}
     config = json.loads(files[CONFIG_FILE])
     return Checkpoint(
-        ModelReference(name), root, None, config, source, notices, parts=prepared.checkpoints
+        ModelReference(name),
+        root,
+        None,
+        config,
+        source,
+        tuple(told.values()),
+        warnings=tuple(text for notice, text in told.items() if notice in prepared.warnings),
+        parts=prepared.checkpoints,
     )

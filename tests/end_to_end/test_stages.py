@@ -16,7 +16,7 @@ from forge.merge.stages import open_models
 from forge.recipes.merge_recipe import load_merge_recipe, parse_merge_recipe
 from forge.report import lineage
 from tests.end_to_end.command import forge
-from tests.factory import read_values, tiny_checkpoint
+from tests.factory import read_values, tiny_checkpoint, to_bytes, write_safetensors
 
 INNER = """\
 name: med
@@ -173,6 +173,28 @@ def test_check_and_dry_run_look_into_stages(here: Path) -> None:
     failed = forge("check", str(path), cwd=here)
     assert failed.code == 2
     assert "Traceback" not in failed.stderr
+
+
+def test_a_warning_of_a_stage_is_a_warning_of_the_recipe(here: Path) -> None:
+    """A grid in ``one`` is as probably not meant there as in a recipe of one stage."""
+    for name in ("base", "one", "two", "chat"):
+        tiny_checkpoint(here / name, hidden=128)
+    values = read_values(here / "one")
+    for name, value in values.items():
+        if value.ndim == 2 and ".layers." in name:
+            groups = value.reshape(len(value), -1, 32)
+            step = np.abs(groups).max(axis=-1, keepdims=True) / 7
+            values[name] = (np.rint(groups / step) * step).reshape(value.shape)
+    write_safetensors(
+        here / "one" / "model.safetensors",
+        {name: ("BF16", value.shape, to_bytes(value, "BF16")) for name, value in values.items()},
+    )
+    plain = api.check(write(INNER, "inner.yaml")).warnings
+    staged = api.check(write(f"{INNER}---\n{OUTER}")).warnings
+    assert [(one.code, one.message) for one in staged] == [
+        ("stage", f"Stage 'med': {one.message}") for one in plain
+    ]
+    assert "lie on a grid" in staged[0].message
 
 
 def test_a_repeated_run_has_nothing_to_do_and_a_changed_leaf_has(here: Path) -> None:

@@ -30,7 +30,7 @@ def note_sources(
     for checkpoint in checkpoints.values():
         for text in checkpoint.notices:
             if text in checkpoint.warnings:
-                notes.warning("adapter-base", text)
+                notes.warning("stage" if checkpoint.parts else "adapter-base", text)
             else:
                 notes.notice("source", text)
     for reference in read:
