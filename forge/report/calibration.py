@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from forge.evaluate.calibration import ReliabilityBin as EvaluationBin
-from forge.report.comparison import Reliability, ReliabilityBin
+from forge.report.comparison.scores import Reliability, ReliabilityBin
 
 
 def reliability(model: str, bins: Sequence[Sequence[EvaluationBin]]) -> Reliability | None:

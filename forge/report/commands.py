@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from forge.report.boards import Board
-from forge.report.comparison import Divergence, Profile
+from forge.report.comparison.differences import Divergence
+from forge.report.comparison.profiles import Profile
 from forge.report.lineage import public_name
 from forge.report.lineup import Lineup
 

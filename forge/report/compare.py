@@ -12,22 +12,11 @@ from forge.core.errors import ResultsError
 from forge.report.boards import AnswerReader, Basis, Board, boards
 from forge.report.calibration import reliability
 from forge.report.commands import measuring_commands
-from forge.report.comparison import (
-    Comparison,
-    Difference,
-    Divergence,
-    Family,
-    Merge,
-    Pair,
-    Pareto,
-    ProfileTable,
-    QuantizationErrors,
-    Recommendation,
-    Reliability,
-    ScoreTable,
-    Settings,
-    Verdict,
-)
+from forge.report.comparison import Comparison, Family, Pareto, Recommendation, Settings, Verdict
+from forge.report.comparison.differences import Difference, Divergence, Pair
+from forge.report.comparison.origin import Merge, QuantizationErrors
+from forge.report.comparison.profiles import ProfileTable
+from forge.report.comparison.scores import Reliability, ScoreTable
 from forge.report.differences import CONFIDENCE, overall_difference, pair_differences
 from forge.report.divergences import shown_divergences
 from forge.report.flips import flips_of

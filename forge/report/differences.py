@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.report.boards import AnswerReader, Basis
-from forge.report.comparison import Difference, Family, Interval
+from forge.report.comparison import Family
+from forge.report.comparison.differences import Difference, Interval
 from forge.statistics.inferiority import non_inferiority
 from forge.statistics.multiplicity import holm
 from forge.statistics.paired import paired_difference

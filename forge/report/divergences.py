@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forge.report.comparison import Divergence
+from forge.report.comparison.differences import Divergence
 from forge.report.lineup import Lineup
 from forge.results.records import DivergenceRecord
 

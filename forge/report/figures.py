@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from forge.report import words
-from forge.report.comparison import Interval, TimeRatio
+from forge.report.comparison.differences import Interval
+from forge.report.comparison.profiles import TimeRatio
 
 MISSING: Final = "–"
 

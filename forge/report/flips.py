@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from forge.report.boards import Basis
-from forge.report.comparison import FlippedItem, Flips
+from forge.report.comparison.differences import FlippedItem, Flips
 from forge.results.answers import Answer, ChoiceAnswer
 
 SHOWN_OF_EACH: Final = 10

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from forge.recipes.document import dump_yaml
-from forge.report.comparison import InputFile, Lineage, Parent
+from forge.report.comparison.origin import InputFile, Lineage, Parent
 from forge.report.lineup import Entry, Lineup, measured
 from forge.results.records import Json, ModelRecord
 

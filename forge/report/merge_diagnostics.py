@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forge.merge.diagnose import pairs
-from forge.report.comparison import Merge, MergeLayer
+from forge.report.comparison.origin import Merge, MergeLayer
 from forge.report.lineage import public_name
 from forge.results.records import Json
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from forge.report.comparison import Pareto, ParetoPoint, Profile, ProfileTable, ScoreTable
+from forge.report.comparison import Pareto, ParetoPoint
+from forge.report.comparison.profiles import Profile, ProfileTable
+from forge.report.comparison.scores import ScoreTable
 from forge.report.lineup import Lineup
 
 Slower = Callable[[str, str], int | None]

@@ -14,14 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.profile.comparison import Quantity, compare, cores_of
-from forge.report.comparison import (
-    Environment,
-    Interval,
-    Latency,
-    Profile,
-    ProfileTable,
-    TimeRatio,
-)
+from forge.report.comparison import Environment
+from forge.report.comparison.differences import Interval
+from forge.report.comparison.profiles import Latency, Profile, ProfileTable, TimeRatio
 from forge.report.lineup import Lineup
 from forge.results.records import EnvironmentRecord, ProfileRecord
 from forge.statistics.summary import quantiles

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from forge.report.comparison import QuantizationErrors
+from forge.report.comparison.origin import QuantizationErrors
 from forge.results.records import Json
 
 MEASURE: Final = "relative error of the outputs on the calibration tokens"

@@ -20,7 +20,9 @@ from typing import Final
 
 from forge.core.enumeration import listed
 from forge.report import figures
-from forge.report.comparison import Difference, Pareto, Recommendation, ScoreTable
+from forge.report.comparison import Pareto, Recommendation
+from forge.report.comparison.differences import Difference
+from forge.report.comparison.scores import ScoreTable
 from forge.report.lineup import Lineup
 
 Against = Callable[[str, str], Difference | None]

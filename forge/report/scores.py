@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from forge.report.boards import AnswerReader, Board
-from forge.report.comparison import Average, Score, ScoreRow, ScoreTable, Standing, Task
+from forge.report.comparison.scores import Average, Score, ScoreRow, ScoreTable, Standing, Task
 from forge.report.figures import plural
 from forge.report.lineup import Lineup
 from forge.results.answers import Mode

@@ -8,17 +8,10 @@ from typing import Final
 
 from forge.core.enumeration import listed
 from forge.report import figures
-from forge.report.comparison import (
-    Average,
-    Comparison,
-    Difference,
-    Model,
-    Profile,
-    Score,
-    ScoreTable,
-    Standing,
-    VerdictKind,
-)
+from forge.report.comparison import Comparison, Model, VerdictKind
+from forge.report.comparison.differences import Difference
+from forge.report.comparison.profiles import Profile
+from forge.report.comparison.scores import Average, Score, ScoreTable, Standing
 from forge.report.words import MEMORY_NAMES, chance
 
 DAGGER: Final = "†"

@@ -17,19 +17,10 @@ from typing import Final
 
 from forge.core.enumeration import listed
 from forge.report import figures
-from forge.report.comparison import (
-    Difference,
-    Divergence,
-    Model,
-    Pair,
-    Pareto,
-    Profile,
-    ScoreRow,
-    ScoreTable,
-    TimeRatio,
-    Verdict,
-    VerdictKind,
-)
+from forge.report.comparison import Model, Pareto, Verdict, VerdictKind
+from forge.report.comparison.differences import Difference, Divergence, Pair
+from forge.report.comparison.profiles import Profile, TimeRatio
+from forge.report.comparison.scores import ScoreRow, ScoreTable
 from forge.report.words import chance
 
 MANY_FLIPS: Final = 0.05

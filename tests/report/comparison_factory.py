@@ -14,39 +14,42 @@ import random
 from typing import Any
 
 from forge.report.comparison import (
-    Average,
     Comparison,
-    Difference,
-    Divergence,
     Environment,
     Family,
+    Model,
+    Pareto,
+    ParetoPoint,
+    Recommendation,
+    Settings,
+    Verdict,
+)
+from forge.report.comparison.differences import (
+    Difference,
+    Divergence,
     FlippedItem,
     Flips,
-    InputFile,
     Interval,
-    Latency,
+    Pair,
+)
+from forge.report.comparison.origin import (
+    InputFile,
     Lineage,
     Merge,
     MergeLayer,
-    Model,
-    Pair,
     Parent,
-    Pareto,
-    ParetoPoint,
-    Profile,
-    ProfileTable,
     QuantizationErrors,
-    Recommendation,
+)
+from forge.report.comparison.profiles import Latency, Profile, ProfileTable, TimeRatio
+from forge.report.comparison.scores import (
+    Average,
     Reliability,
     ReliabilityBin,
     Score,
     ScoreRow,
     ScoreTable,
-    Settings,
     Task,
-    TimeRatio,
-    Verdict,
-)  # fmt: skip
+)
 
 SOURCE = "SmolLM2-135M-Instruct"
 DOMAIN = "SmolLM2-135M-PubMedQA"

@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 
 from forge.core.errors import ResultsError
 from forge.report.compare import compare
-from forge.report.comparison import Comparison, Difference, Interval, Pair, Verdict
+from forge.report.comparison import Comparison, Verdict
+from forge.report.comparison.differences import Difference, Interval, Pair
 from forge.report.verdicts import items_to_decide, verdict_kind
 from forge.results.store import ResultsStore, open_results
 from tests.report import results_factory as world

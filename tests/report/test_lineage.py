@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from forge.recipes.yaml_reader import parse_yaml
-from forge.report.comparison import Comparison, Lineage
+from forge.report.comparison import Comparison
+from forge.report.comparison.origin import Lineage
 from forge.report.lineage import lineages, public_name
 from forge.report.lineup import line_up
 from forge.report.merge_diagnostics import merge_diagnostics

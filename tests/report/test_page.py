@@ -14,7 +14,8 @@ from html.parser import HTMLParser
 import pytest
 
 from forge.core.errors import OutputError
-from forge.report.comparison import Comparison, Interval, Recommendation
+from forge.report.comparison import Comparison, Recommendation
+from forge.report.comparison.differences import Interval
 from forge.report.html import render_page
 from forge.report.markup import Markup, element, escape, join, number, visible
 from forge.report.words import chance, figures, percent, points, seconds, size_text

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from forge.report.compare import compare
-from forge.report.comparison import Comparison, Profile
+from forge.report.comparison import Comparison
+from forge.report.comparison.profiles import Profile
 from forge.results.records import ModelRecord
 from forge.results.store import ResultsStore, open_results
 from tests.report import results_factory as world

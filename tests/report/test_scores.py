@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from forge.report.compare import compare
-from forge.report.comparison import Comparison, ScoreRow, ScoreTable
+from forge.report.comparison import Comparison
+from forge.report.comparison.scores import ScoreRow, ScoreTable
 from forge.results.store import ResultsStore, open_results
 from tests.report import results_factory as world
 from tests.report.results_factory import (

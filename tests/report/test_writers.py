@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from forge.report.card_text import card_text
 from forge.report.compare import compare
-from forge.report.comparison import Comparison, ScoreRow
+from forge.report.comparison import Comparison
+from forge.report.comparison.scores import ScoreRow
 from forge.report.lint import lint_text
 from forge.report.scores import _ranked
 from forge.report.tables import Cell, Column, Grid

@@ -18,7 +18,8 @@ from forge.report.charts.kl_bytes import KlPoint, kl_bytes
 from forge.report.charts.layers import LayerPanel, LayerSeries, layer_panels
 from forge.report.charts.pareto import ParetoPoint, pareto
 from forge.report.charts.reliability import ReliabilityPlot, reliability
-from forge.report.comparison import Comparison, Merge, QuantizationErrors
+from forge.report.comparison import Comparison
+from forge.report.comparison.origin import Merge, QuantizationErrors
 from forge.report.verdicts import verdict_kind
 from forge.report.words import MEMORY_NAMES, VERDICT_STATUS
 

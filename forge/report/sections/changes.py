@@ -7,12 +7,8 @@ from typing import Final
 
 from forge.report.charts.palette import paint
 from forge.report.charts.selection import Group
-from forge.report.comparison import (
-    Comparison,
-    Difference,
-    FlippedItem,
-    Pair,
-)
+from forge.report.comparison import Comparison
+from forge.report.comparison.differences import Difference, FlippedItem, Pair
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     Cell,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from forge.report.comparison import Comparison, Profile, Verdict
+from forge.report.comparison import Comparison, Verdict
+from forge.report.comparison.profiles import Profile
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     Section,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from forge.report.charts.selection import Group
-from forge.report.comparison import Comparison, Divergence
+from forge.report.comparison import Comparison
+from forge.report.comparison.differences import Divergence
 from forge.report.markup import Markup, join
 from forge.report.sections.parts import (
     ABSENT,

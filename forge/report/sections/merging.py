@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from forge.report.charts.selection import Group
-from forge.report.comparison import Comparison, Merge, MergeLayer
+from forge.report.comparison import Comparison
+from forge.report.comparison.origin import Merge, MergeLayer
 from forge.report.markup import Markup, join
 from forge.report.sections.parts import ABSENT, Cell, Column, Section, figures, fold, table
 from forge.report.words import figures as digits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forge.report.comparison import Comparison, Lineage, Model, Parent
+from forge.report.comparison import Comparison, Model
+from forge.report.comparison.origin import Lineage, Parent
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     ABSENT,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forge.report.comparison import Comparison, Latency, Model, Profile, TimeRatio
+from forge.report.comparison import Comparison, Model
+from forge.report.comparison.profiles import Latency, Profile, TimeRatio
 from forge.report.markup import EMPTY, Markup, element, join
 from forge.report.sections.parts import (
     ABSENT,

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from forge.report.comparison import (
-    Average,
-    Comparison,
-    Score,
-    ScoreRow,
-    ScoreTable,
-    Standing,
-)
+from forge.report.comparison import Comparison
+from forge.report.comparison.scores import Average, Score, ScoreRow, ScoreTable, Standing
 from forge.report.markup import EMPTY, Markup, element, escape, join
 from forge.report.sections.parts import (
     ABSENT,

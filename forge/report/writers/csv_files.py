@@ -11,7 +11,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from forge.report.comparison import Comparison, Latency, Profile, TimeRatio
+from forge.report.comparison import Comparison
+from forge.report.comparison.profiles import Latency, Profile, TimeRatio
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]

@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from forge.report.comparison import Comparison, Lineage
+from forge.report.comparison import Comparison
+from forge.report.comparison.origin import Lineage
 from forge.report.figures import MISSING
 from forge.report.tables import Cell, Grid, grids
 
