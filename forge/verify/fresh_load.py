@@ -9,15 +9,14 @@ others the last hidden states are kept, which are small (see ``forge.evaluate.di
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from forge.checkpoints.source import SafetensorsSource
 from forge.core.dtypes import DTYPES
 from forge.core.errors import CheckpointError, ForgeError, MissingExtraError, NonFiniteError
 from forge.recipes.reference import ModelReference
+from forge.verify.consumers import consumer_of, load_plain, load_state, problem_of, require
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from forge.evaluate.divergence import Predictions
     from forge.formats.contract import Scheme
-
-    _Pair = tuple[PreTrainedModel, Mapping[str, Iterable[object]]]
 
 _PROMPT_TOKENS: Final = 12
 _REPLY_TOKENS: Final = 8
@@ -111,7 +109,7 @@ def load_in_fresh_process(request: Request) -> Answer:
         MissingExtraError: A package is not installed that loading needs.
         CheckpointError: The process was ended, or the source does not load.
     """
-    _require("torch", "transformers", "safetensors")
+    require("torch", "transformers", "safetensors")
     command = [sys.executable, "-m", "forge.verify.fresh_load", json.dumps(asdict(request))]
     # The files are here; a library that asks the Hub anyway must fail instead of waiting.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -155,7 +153,7 @@ def answer(request: Request) -> Answer:
     tokens_BT = None
     for number, folder in enumerate(request.roots):
         root = Path(folder)
-        consumer, load = _consumer(root)
+        consumer, load = consumer_of(root)
         try:
             model = load(root)
             reply = _write(model, _prompt(root))
@@ -170,10 +168,7 @@ def answer(request: Request) -> Answer:
             raise
         except Exception as error:
             # Whatever a loader raises at a checkpoint is what was to be found out.
-            text = (
-                str(error) if isinstance(error, ForgeError) else f"{type(error).__name__}: {error}"
-            )
-            outputs.append(Loaded(consumer, problem=text))
+            outputs.append(Loaded(consumer, problem=problem_of(root, consumer, error)))
     if request.source is None or tokens_BT is None or not variants:
         return Answer(tuple(outputs))
     source = open_checkpoint(ModelReference(request.source))
@@ -188,38 +183,10 @@ def answer(request: Request) -> Answer:
             outputs[number] = replace(outputs[number], problem=str(error))
     if not request.rtn:
         return Answer(tuple(outputs))
-    rounded = _load_state(family, source.root, dict(_rounded(source, request)))
+    rounded = load_state(family, source.root, dict(_rounded(source, request)))
     return Answer(
         tuple(outputs), compare(reference, predict(rounded, tokens_BT), tokens_BT).as_json()
     )
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(
-                f"{package} is not installed. Run: pip install 'forge[quantize]'"
-            )
-
-
-def _consumer(root: Path) -> tuple[str, Callable[[Path], PreTrainedModel]]:
-    config = json.loads((root / "config.json").read_text("utf-8"))
-    if config["quantization_config"].get("quant_method") == "bitsandbytes":
-        _require("bitsandbytes")
-        return "transformers with bitsandbytes", _load_plain
-    from forge import runtime
-
-    return "forge.runtime", runtime.load
-
-
-def _load_plain(root: Path) -> PreTrainedModel:
-    from transformers import AutoConfig
-
-    from forge.quantize.model_class import generating_class
-
-    family = generating_class(AutoConfig.from_pretrained(root))
-    loaded = family.from_pretrained(root, dtype="auto", output_loading_info=True)
-    return _clean(root, cast("_Pair", loaded))
 
 
 def _load_source(source: Checkpoint) -> PreTrainedModel:
@@ -227,9 +194,9 @@ def _load_source(source: Checkpoint) -> PreTrainedModel:
     from forge.quantize.model_class import generating_class, plain_config
 
     if isinstance(source.source, SafetensorsSource):
-        return _load_plain(source.root)
+        return load_plain(source.root)
     family = generating_class(plain_config(source.root))
-    return _load_state(family, source.root, dict(_tensors(source)))
+    return load_state(family, source.root, dict(_tensors(source)))
 
 
 def _tensors(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -242,29 +209,6 @@ def _tensors(source: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
         data = bytearray(source.source.read(name))
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         yield name, flat.view(info.shape)
-
-
-def _load_state(
-    family: type[PreTrainedModel], root: Path, state: Mapping[str, torch.Tensor]
-) -> PreTrainedModel:
-    from forge.quantize.model_class import plain_config
-
-    config = plain_config(root)
-    # It declares to return a model, and returns a pair when it is asked for the report.
-    loaded = family.from_pretrained(
-        None, config=config, state_dict=state, dtype="auto", output_loading_info=True
-    )
-    return _clean(root, cast("_Pair", loaded))
-
-
-def _clean(root: Path, loaded: _Pair) -> PreTrainedModel:
-    model, report = loaded
-    # transformers invents what is missing, with a warning; here that is a failure.
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if wrong:
-        shown = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in wrong.items())
-        raise CheckpointError(f"'{root}' does not load as it is: {shown}.")
-    return model
 
 
 def _prompt(root: Path) -> list[int]:

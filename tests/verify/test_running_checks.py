@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forge import runtime
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.checkpoints.manifest_reader import read_manifest
 from forge.core.errors import CheckpointError, MissingExtraError
@@ -18,6 +19,7 @@ from forge.verify import running_checks
 from forge.verify.fresh_load import Answer, Loaded, Request, answer, load_in_fresh_process
 from forge.verify.quantized import QuantizedReport, verify_quantized
 from forge.verify.verification import verify, verify_made
+from tests.architectures.rows import write_row
 from tests.factory import tiny_checkpoint
 from tests.verify.published import edit_manifest
 from tests.verify.quantized_outputs import make_source, quantize
@@ -192,6 +194,32 @@ def test_a_fresh_process_loads_both_kinds_and_names_a_broken_one(
     assert third.problem is not None
     assert third.divergence is None
     assert found.rtn_divergence is None
+
+
+@pytest.mark.parametrize("case", ["outputs", "inputs"])
+def test_widths_that_bitsandbytes_does_not_run_on_this_cpu_are_said_to_be_its_limit(
+    tmp_path: Path, case: str
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    if not functional.has_avx512bf16():
+        pytest.skip("the kernel with this limit is for AVX512-BF16")
+    if case == "inputs":
+        quantize(tiny_checkpoint(tmp_path / "source", hidden=48), tmp_path / "nf4", "bnb-nf4")
+    else:
+        source = write_row("DeepSeek-V3", tmp_path) / "base"
+        quantize(source, tmp_path / "nf4", "bnb-nf4", keep=("experts",))
+    (found,) = answer(Request((str(tmp_path / "nf4"),), None, 128)).outputs
+    assert found.problem is not None
+    assert found.problem.startswith("bitsandbytes' kernels for CPUs take 4-bit layers whose")
+    assert "(AssertionError: N must be divisible" in found.problem
+    if case == "inputs":
+        assert "14 layers are not, such as 'model.layers.0." in found.problem
+        assert "on a GPU; or" in found.problem
+        return
+    assert "self_attn.kv_a_proj_with_mqa' with 72 outputs and 64 inputs" in found.problem
+    assert "on a GPU, and here by 'forge generate'; or" in found.problem
+    model = runtime.load(tmp_path / "nf4")
+    assert model(torch.tensor([[1, 5]])).logits.isfinite().all()
 
 
 def test_a_process_that_ends_itself_is_reported_with_its_last_words(tmp_path: Path) -> None:
