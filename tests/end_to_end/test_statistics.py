@@ -7,13 +7,14 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from forge import api
 from forge.checkpoints import statistics_file
-from forge.core.errors import ForgeError, IncompatibleError, RecipeError
+from forge.core.errors import ForgeError, IncompatibleError, OutputError, RecipeError
 from forge.merge.catalog import METHODS
 from forge.recipes.merge_recipe import load_merge_recipe, parse_merge_recipe
 from tests.end_to_end.command import forge
@@ -260,7 +261,7 @@ def test_the_command_collects_and_a_recipe_file_merges(room: Path, tmp_path: Pat
     assert forge("verify", "stats", cwd=tmp_path).code == 0
     again = forge(
         "calibrate", str(room / "one"), "--statistics", "regmean", "--out", "stats",
-        "--calibration", str(room / "one.npy"), "-q", cwd=tmp_path,
+        "--calibration", str(room / "two.npy"), "-q", cwd=tmp_path,
     )  # fmt: skip
     assert again.code == 2
     assert "--overwrite" in again.error
@@ -289,6 +290,30 @@ def test_an_interrupted_collection_goes_on(
     assert calls[2] == ()
     for name, values in read_values(room / "one-regmean").items():
         np.testing.assert_array_equal(read_values(tmp_path / "out")[name], values)
+
+
+@pytest.mark.parametrize("kind", ["regmean", "fisher"])
+def test_statistics_that_are_there_are_not_collected_again(
+    room: Path, tmp_path: Path, kind: Literal["regmean", "fisher"]
+) -> None:
+    def again(model: str = "one", calibration: str = "one", **settings: Any) -> Any:
+        chosen = {"calibration": str(room / f"{calibration}.npy")}
+        return api.calibrate(
+            str(tmp_path / model), kind, tmp_path / "out", calibration=chosen, labels="text",
+            **settings,
+        )  # fmt: skip
+
+    shutil.copytree(room / "one", tmp_path / "one")
+    shutil.copytree(room / "two", tmp_path / "two")
+    first = again()
+    before = (tmp_path / "out" / "model.safetensors").stat()
+    second = again()
+    assert (second.resumed_tensors, second.manifest) == (first.num_tensors, first.manifest)
+    assert (tmp_path / "out" / "model.safetensors").stat() == before
+    for other in ({"model": "two"}, {"calibration": "two"}):
+        with pytest.raises(OutputError, match="exists and is not empty"):
+            again(**other)
+    assert not again(overwrite=True).resumed_tensors
 
 
 def test_statistics_of_another_model_are_refused(

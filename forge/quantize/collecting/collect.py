@@ -34,6 +34,7 @@ from forge.core.enumeration import some
 from forge.core.errors import MissingExtraError
 from forge.quantize.calibration.calibrate import calibration_tokens
 from forge.quantize.calibration.stored import digest
+from forge.quantize.collecting.finished import KIND, finished_collection, is_collected_from
 from forge.recipes.quantize_types import CalibrationRecipe
 from forge.recipes.reference import ModelReference
 
@@ -99,13 +100,22 @@ def collect(
     started = time.monotonic()
     progress = progress or Silence()
     progress.stage("checking")
-    check_replaceable(out, overwrite=overwrite)
+    asked = {"kind": kind, **({"labels": labels} if kind == "fisher" else {})}
+    existing = None if overwrite else finished_collection(out, asked)
+    if existing is None:
+        check_replaceable(out, overwrite=overwrite)
     _require_torch()
     checkpoint = open_checkpoint(model)
     try:
         for notice in checkpoint.notices:
             progress.notice(notice)
         tokens_BT = calibration_tokens(checkpoint, calibration, device=device, progress=progress)
+        if existing is not None:
+            if is_collected_from(existing, checkpoint, tokens_BT, calibration.seed):
+                progress.notice(f"'{out}' already holds exactly this; nothing is left to do.")
+                num = len(existing["tensors"])
+                return CollectResult(out, existing, time.monotonic() - started, num, num)
+            check_replaceable(out, overwrite=False)
         work = _Work(
             checkpoint, kind, tokens_BT, labels, calibration.seed, device, threads or 0, progress
         )
@@ -225,7 +235,7 @@ class _Work:
         checkpoint = self._checkpoint
         return {
             "schema": SCHEMA,
-            "kind": "statistics",
+            "kind": KIND,
             "forge": __version__,
             "statistics": statistics,
             "calibration": {**calibration.resolved(), "seed": self._seed},
