@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from forge.checkpoints.companions import ADAPTER_CONFIG_FILE
 from forge.checkpoints.folder import read_json_object
 from forge.checkpoints.gguf.files import gguf_files
 from forge.checkpoints.hub import remote_source, resolve
@@ -149,6 +150,11 @@ def read_config(root: Path, *, label: str) -> Mapping[str, object]:
         CheckpointError: It is missing, too large, or not a JSON object.
     """
     config = read_json_object(root, CONFIG_FILE, limit=MAX_CONFIG_BYTES)
+    if config is None and (root / ADAPTER_CONFIG_FILE).is_file():
+        name = root if "+" in label else label
+        raise CheckpointError(
+            f"'{name}' is an adapter, not a model. Write it behind its base model: 'base+{name}'."
+        )
     if config is None:
         raise CheckpointError(
             f"'{label}' has no {CONFIG_FILE} in '{root}'. Is it the folder of a model?"

@@ -41,6 +41,18 @@ def test_a_broken_config_is_refused(tmp_path: Path, content: bytes | None, messa
         open_checkpoint(ModelReference(str(root)))
 
 
+@pytest.mark.parametrize("reference", ["{}", "{}+org/other"])
+def test_an_adapter_alone_is_no_model(tmp_path: Path, reference: str) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError) as refusal:
+        open_checkpoint(ModelReference.parse(reference.format(adapter)))
+    assert str(refusal.value) == (
+        f"'{adapter}' is an adapter, not a model. Write it behind its base model: 'base+{adapter}'."
+    )
+
+
 def test_a_config_cannot_be_a_link_out_of_the_folder(tmp_path: Path) -> None:
     root = tiny_checkpoint(tmp_path / "m")
     (root / "config.json").rename(tmp_path / "elsewhere.json")
