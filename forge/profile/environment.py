@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from forge import __version__
-from forge.profile.cores import core_quota, memory_line, usable_cores
+from forge.core.machine import core_quota, memory_line, usable_cores
 from forge.profile.nvml import open_gpu
 
 _CPU_INFO: Final = Path("/proc/cpuinfo")

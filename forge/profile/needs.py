@@ -13,7 +13,7 @@ from typing import Final
 
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.core.dtypes import BY_TORCH_NAME
-from forge.profile.cores import available_memory
+from forge.core.machine import available_memory
 from forge.profile.kv_cache import activation_bytes, kv_bytes_per_token
 from forge.profile.nvml import open_gpu
 from forge.profile.setting import Setting

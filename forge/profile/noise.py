@@ -204,7 +204,7 @@ def disturbance_of(noise: Mapping[str, float], *, num_cores: int) -> float:
 
 
 def _swap() -> dict[str, float]:
-    from forge.profile.cores import memory_line
+    from forge.core.machine import memory_line
 
     total, free = memory_line("SwapTotal"), memory_line("SwapFree")
     return {} if total is None or free is None else {"swap_used_bytes": float(total - free)}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from forge.checkpoints.progress import Progress, Silence
+from forge.core.machine import default_threads
 from forge.profile import comparison
-from forge.profile.cores import default_threads
 from forge.profile.environment import describe_environment
 from forge.profile.session import Session, Sessions
 from forge.profile.setting import Effort, sweep

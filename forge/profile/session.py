@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from forge.checkpoints.progress import Progress
+from forge.core.machine import usable_cores
 from forge.profile import needs
 from forge.profile.comparison import CONTROL
-from forge.profile.cores import usable_cores
 from forge.profile.energy import explain_absence
 from forge.profile.noise import noise_before, noise_of, spread_of
 from forge.profile.setting import PROBE_VERSION, Effort, Setting

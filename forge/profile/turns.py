@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from forge.core.machine import usable_cores
 from forge.profile import process_memory
-from forge.profile.cores import usable_cores
 from forge.profile.noise import Turn, read_machine, turn_between
 from forge.profile.setting import Effort
 from forge.profile.worker import Request

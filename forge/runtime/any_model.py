@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, cast
 from forge.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
 from forge.core.errors import CheckpointError, IncompatibleError, MissingExtraError
+from forge.core.machine import available_memory
 from forge.formats.catalog import identify
 from forge.recipes.reference import ModelReference
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 FORGE: Final = "forge"
 TRANSFORMERS: Final = "transformers"
-_MEMORY: Final = Path("/proc/meminfo")
 _PROCESSOR: Final = Path("/proc/cpuinfo")
 
 
@@ -225,12 +225,7 @@ def _available_bytes(device: str) -> int | None:
 
         _check_device(device)
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    try:
-        lines = _MEMORY.read_text().splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
+    return available_memory()
 
 
 def _check_device(device: str) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.source import SafetensorsSource
 from forge.core.errors import CheckpointError, MissingExtraError
+from forge.core.machine import available_memory
 from forge.formats.contract import Scheme
 from forge.verify.codes_layout import GroupsOfCodes
 from forge.verify.findings import CheckName, CheckResult, Finding
@@ -24,7 +25,6 @@ MAX_DIVERGENCE: Final = 1.5
 """Nats. Round-to-nearest in 4 bits costs a model of 135 million parameters 0.3 and larger ones
 less; what is this far away says something else than its source."""
 _WORK_BYTES: Final = 1 << 30
-_MEMORY: Final = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _no_comparison(cases: Sequence[Case], scheme: Scheme | None) -> str | None:
     if source.reference.lora is not None:
         return "the source is a model with an adapter; merge them first"
     needed = _needed_bytes(cases, source, scheme)
-    available = _available_bytes()
+    available = available_memory()
     if available is not None and needed > available:
         return (
             f"needs {needed / 1e9:.1f} GB of memory for the source, and {available / 1e9:.1f} GB "
@@ -130,15 +130,6 @@ def _needed_bytes(cases: Sequence[Case], source: Checkpoint, scheme: Scheme | No
     # Rounded and decoded weights are handed to the model in a table that lives while it is built.
     is_stored = isinstance(source.source, SafetensorsSource)
     return max(variant, plain * (1 if scheme is None and is_stored else 2)) + _WORK_BYTES
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = _MEMORY.read_text().splitlines()
-    except OSError:
-        return None
-    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return next((int(kibibytes) * 1024 for kibibytes in found), None)
 
 
 def _request(

@@ -649,7 +649,7 @@ def test_disk_space(
 def test_memory(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from forge.merge.check import resources
 
-    monkeypatch.setattr(resources, "_available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(resources, "available_memory", lambda: 1_000_000)
     assert "0.00 GB are available" in alone(check(task(*pair)), "memory", "warning")
 
 

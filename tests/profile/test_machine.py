@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forge.core.machine import available_memory, core_quota, default_threads, memory_line
 from forge.profile import nvml, process_memory
-from forge.profile.cores import available_memory, core_quota, default_threads, memory_line
 from forge.profile.energy import explain_absence, gpu_counter, read_packages, used_between
 from forge.profile.environment import describe_environment
 from forge.profile.nvml import Gpu, open_gpu

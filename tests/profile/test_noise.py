@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forge.profile.cores import usable_cores
+from forge.core.machine import usable_cores
 from forge.profile.noise import (
     Turn,
     disturbance_of,

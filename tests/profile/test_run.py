@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from forge.core.errors import CheckpointError, EvaluationError, OutputError
+from forge.core.machine import usable_cores
 from forge.profile import needs
 from forge.profile import session as session_module
 from forge.profile.comparison import cores_of
-from forge.profile.cores import usable_cores
 from forge.profile.noise import disturbance_of
 from forge.profile.run import Profiles, profile_models
 from forge.profile.session import Session

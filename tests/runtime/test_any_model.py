@@ -123,11 +123,9 @@ def test_a_model_that_does_not_fit_is_refused_by_its_headers(
         np.prod(checkpoint.source.info(name).shape) for name in checkpoint.source.names()
     )
     assert weights_in_memory(checkpoint, dtype="float32") == 4 * num_parameters
-    memory = tmp_path / "meminfo"
-    monkeypatch.setattr(any_model, "_MEMORY", memory)
-    memory.write_text(f"MemTotal: 9 kB\nMemAvailable: {4 * num_parameters // 1024 + 1} kB\n")
+    monkeypatch.setattr(any_model, "available_memory", lambda: 4 * num_parameters)
     load_any(str(folder), dtype="float32")
-    memory.write_text(f"MemAvailable: {4 * num_parameters // 1024 - 1} kB\n")
+    monkeypatch.setattr(any_model, "available_memory", lambda: 4 * num_parameters - 1)
     monkeypatch.setattr("forge.runtime.assemble.assemble", None)
     with pytest.raises(IncompatibleError, match=r"needs 0\.0 GB for its weights in float32"):
         load_any(str(folder), dtype="float32")

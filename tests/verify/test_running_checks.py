@@ -139,10 +139,9 @@ def test_without_a_source_it_is_loaded_only(place: Path, monkeypatch: pytest.Mon
 
 
 def test_a_source_too_large_for_the_memory_is_not_loaded(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   500000 kB\n")
-    monkeypatch.setattr(running_checks, "_MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(running_checks, "available_memory", lambda: 512_000_000)
     reply = Answer((Loaded("x"),))
     report, asked = report_on(place / "awq", open_source(place), monkeypatch, reply)
     assert asked[0].source is None

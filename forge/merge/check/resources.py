@@ -13,6 +13,7 @@ from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.header_source import HeaderOnlySource
 from forge.checkpoints.partial import PARTIAL_SUFFIX
 from forge.checkpoints.source import SafetensorsSource
+from forge.core.machine import available_memory
 from forge.merge.check.matrices import working_bytes
 from forge.merge.check.report import Notebook
 from forge.merge.plan import MergePlan
@@ -73,7 +74,7 @@ def check_resources(
                 f"{free / 1e9:.2f} GB are free there. Make room, or choose another place for the "
                 "output.",
             )
-    available = _available_memory()
+    available = available_memory()
     if available is not None and memory > available:
         notes.warning(
             "memory",
@@ -147,14 +148,3 @@ def _allocated(out: Path) -> int:
         return sum(path.lstat().st_blocks * 512 for path in partial.rglob("*.safetensors"))
     except OSError:
         return 0
-
-
-def _available_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

@@ -25,7 +25,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -36,6 +35,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.progress import Progress
 from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.core.machine import available_memory
 from forge.quantize.calibration.mapped_model import load_mapped
 
 if TYPE_CHECKING:
@@ -191,9 +191,4 @@ def _check_memory(checkpoint: Checkpoint, device: str) -> None:
 def _available(device: str) -> int | None:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = (line for line in lines if line.startswith("MemAvailable:"))
-    return next((int(line.split()[1]) * 1024 for line in found), None)
+    return available_memory()
