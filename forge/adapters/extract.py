@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from forge import __version__
+from forge.adapters.comparing import energies_of
 from forge.adapters.contract import ExtractResult, Request, TensorEnergy, check_request
 from forge.adapters.delta import Delta, Singles
 from forge.adapters.finished import finished_extraction, is_extracted_from
@@ -53,7 +54,7 @@ from forge.checkpoints.manifest import library_versions, manifest_bytes
 from forge.checkpoints.progress import Progress, Silence
 from forge.checkpoints.sink import PlannedTensor, TensorSink, check_replaceable
 from forge.core.dtypes import BY_TORCH_NAME, DTYPES
-from forge.core.errors import IncompatibleError, NonFiniteError
+from forge.core.errors import IncompatibleError
 from forge.recipes.reference import ModelReference
 
 _ALL_BYTES: Final = 1 << 62
@@ -181,55 +182,18 @@ class _Extraction:
                 "fine-tune, and its base with --base."
             )
         self._pairing = pair_up(tuned, base, embeddings=self._request.embeddings)
-        energies = self._compare()
+        energies = energies_of(self._pairing, threads=self._threads, progress=self._progress)
+        if not energies:
+            raise IncompatibleError(
+                f"Every tensor of '{tuned.reference}' is that of '{base.reference}'; there is "
+                "nothing to extract."
+            )
         self._changes = sort_changes(
             self._pairing, energies, base.config, embeddings=self._request.embeddings
         )
         return [change for change in self._changes if change.fate == "factors"]
 
-    # -- what differs ----------------------------------------------------------------------
-
-    def _compare(self) -> dict[str, float]:
-        """Return the energies of the tensors that differ."""
-        pairs = self._pairing.pairs
-        sizes = {name: base.source.info(base.name).nbytes for name, (_, base) in pairs.items()}
-        self._progress.stage("comparing")
-        self._progress.start(sum(sizes.values()), 0)
-        energies: dict[str, float] = {}
-
-        def compare(name: str) -> None:
-            energies[name] = self._energy(name)
-            self._progress.advance(sizes[name])
-
-        names = sorted(pairs, key=lambda name: -sizes[name])
-        run_all((partial(compare, name) for name in names), num_threads=self._threads)
-        found = {name: energies[name] for name in pairs if energies[name] != 0}
-        if not found:
-            raise IncompatibleError(
-                f"Every tensor of '{self._models['model'].reference}' is that of "
-                f"'{self._models['base'].reference}'; there is nothing to extract."
-            )
-        return found
-
-    def _energy(self, name: str) -> float:
-        tuned, base = self._pairing.pairs[name]
-        mine, its = tuned.source.info(tuned.name), base.source.info(base.name)
-        if mine.shape != its.shape:
-            return math.nan
-        if mine.dtype == its.dtype and tuned.source.read(tuned.name) == base.source.read(base.name):
-            return 0.0
-        if not DTYPES[mine.dtype].mergeable:
-            raise IncompatibleError(
-                f"'{name}' holds {mine.dtype} values that differ, which no adapter can hold."
-            )
-        with np.errstate(invalid="ignore", over="ignore"):
-            energy = Delta(tuned, base).squares()
-        if not math.isfinite(energy):
-            raise NonFiniteError(
-                f"'{name}' of '{tuned.source.label}' or '{base.source.label}' holds a NaN or an "
-                "infinity. Repair or replace that checkpoint."
-            )
-        return energy
+    # -- what is held ----------------------------------------------------------------------
 
     def _ranks(self, factored: Sequence[Changed], scratch: Scratch) -> dict[str, int]:
         if self._request.share is None:
