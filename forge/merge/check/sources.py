@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from forge.checkpoints.checkpoint import Checkpoint
 from forge.checkpoints.grid import grid_warning
 from forge.merge.check.report import Notebook
+from forge.merge.check.scales import note_moved_scales
 from forge.recipes.reference import ModelReference
 
 
@@ -33,6 +34,8 @@ def note_sources(
                 notes.warning("stage" if checkpoint.parts else "adapter-base", text)
             else:
                 notes.notice("source", text)
+    read = tuple(read)
+    note_moved_scales(checkpoints, notes, read=read)
     for reference in read:
         warning = grid_warning(checkpoints[reference])
         if warning is not None:
