@@ -38,7 +38,8 @@ from forge.merge.check.stack import (
 from forge.merge.check.tensors import check_tensors
 from forge.merge.check.tokenizers import check_tokenizers, read_all_tokenizers
 from forge.merge.check.values import check_filters, check_values
-from forge.merge.plan import MergePlan, build_plan
+from forge.merge.plan import MergePlan
+from forge.merge.planning import build_plan
 from forge.merge.vocabulary.planning import RemappedSource, VocabularyPlan, plan_vocabulary, remap
 from forge.merge.vocabulary.round_trip import Change
 from forge.merge.vocabulary.tokens import Tokenizer
