@@ -22,6 +22,8 @@ QuantType = Literal["nf4", "fp4"]
 TORCH_NAMES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BLOCKS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Blocks that bitsandbytes knows."""
+MAX_STATE_BYTES: Final = 1 << 16
+"""Beyond it a tensor holds no JSON of a state; readers ask before they read one."""
 _MAX_RANK: Final = 4
 _MAX_SIZE: Final = 1 << 31
 _MAX_NESTED: Final = 1 << 16

@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from forge.architectures.table import POSITIONS
+
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HIDDEN: Final = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _INNER: Final = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-_POSITIONS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+_POSITIONS: Final = (*POSITIONS, "n_ctx")
 _LATENT: Final = ("kv_lora_rank", "qk_rope_head_dim")
 _OTHERWISE: Final = ("layers_block_type", "ssm_cfg", "state_size")
 """Keys of models whose cache is not keys and values of every layer."""

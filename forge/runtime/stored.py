@@ -17,20 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.checkpoints.checkpoint import Checkpoint
+from forge.checkpoints.dequantizing.stored import array_of
 from forge.checkpoints.source import TensorSource
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.formats import bnb_4bit, bnb_int8
-from forge.formats.bnb_state import QuantState, read_state
+from forge.formats.bnb_state import MAX_STATE_BYTES, QuantState, read_state
 from forge.formats.catalog import FORMATS, identify, load_format
 from forge.formats.contract import LayoutFormat, Part, Scheme
 from forge.runtime.packed import PackedWeight, lay_out
 
-_NUMPY: Final = {
-    "F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8,
-    "I16": np.int16, "I32": np.int32, "I64": np.int64,
-}  # fmt: skip
 _STATE: Final = "weight.quant_state.bitsandbytes__"
-_MAX_STATE_BYTES: Final = 1 << 16
 _PER_BYTE: Final = np.float32(1 / 127)
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
@@ -117,16 +113,13 @@ def read_layer(source: TensorSource, layer: StoredLayer) -> PackedWeight:
     Raises:
         CheckpointError: The parts do not fit together.
     """
-    arrays = {part.suffix: _array(source, f"{layer.module}.{part.suffix}") for part in layer.parts}
+    arrays = {
+        part.suffix: array_of(source, f"{layer.module}.{part.suffix}") for part in layer.parts
+    }
     try:
         return layer.unpack(arrays)
     except (CheckpointError, IncompatibleError) as error:
         raise type(error)(f"'{source.label}', layer '{layer.module}': {error}") from error
-
-
-def _array(source: TensorSource, name: str) -> npt.NDArray[np.generic]:
-    info = source.info(name)
-    return np.frombuffer(source.read(name), _NUMPY[info.dtype]).reshape(info.shape)
 
 
 def _method(declared: object) -> str:
@@ -263,7 +256,7 @@ def _bnb_layers(source: TensorSource) -> list[StoredLayer]:
 
 
 def _read_state(source: TensorSource, name: str) -> tuple[QuantState, bytes]:
-    if source.info(name).nbytes > _MAX_STATE_BYTES:
+    if source.info(name).nbytes > MAX_STATE_BYTES:
         raise CheckpointError(f"'{source.label}': '{name}' is too large for what it should hold.")
     data = bytes(source.read(name))
     try:

@@ -18,10 +18,9 @@ import numpy.typing as npt
 from forge.checkpoints.dequantizing.stored import Arrays, DecodedTensor, Family, StoredTensors
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.formats import bnb_4bit, bnb_int8
-from forge.formats.bnb_state import QuantState, read_state
+from forge.formats.bnb_state import MAX_STATE_BYTES, QuantState, read_state
 
 _STATE: Final = "weight.quant_state.bitsandbytes__"
-_MAX_STATE_BYTES: Final = 1 << 16
 _TITLES: Final = {"nf4": "bitsandbytes NF4", "fp4": "bitsandbytes FP4"}
 
 
@@ -61,7 +60,7 @@ def _declared_title(declared: Mapping[str, object]) -> str:
 
 def _four_bits(stored: StoredTensors, module: str, quant_type: str) -> DecodedTensor:
     name = f"{module}.{_STATE}{quant_type}"
-    if stored.take(name, ("U8",)).nbytes > _MAX_STATE_BYTES:
+    if stored.take(name, ("U8",)).nbytes > MAX_STATE_BYTES:
         raise stored.wrong(module, f"'{name}' is too large for what it should hold.")
     if not stored.is_readable:
         raise IncompatibleError(
