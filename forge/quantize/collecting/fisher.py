@@ -116,9 +116,10 @@ def collect_fisher(
         # The sums are all that is needed now, and some of them are copied on their way back.
         parameter.data = parameter.new_empty(0)
     scale = 1.0 / (num_sequences * (num_tokens - 1))
+    for total in sums.values():
+        total.mul_(scale)
     found = {
-        name: (total * scale).cpu().numpy()
-        for name, total in _as_stored(checkpoint, model, sums).items()
+        name: total.cpu().numpy() for name, total in _as_stored(checkpoint, model, sums).items()
     }
     for name, values in found.items():
         if not np.isfinite(values).all():
