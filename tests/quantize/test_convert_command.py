@@ -26,7 +26,8 @@ def dying(self, name, **rest):
     finish(self, name, **rest)
 TensorSink.finish = dying
 from pathlib import Path
-api.convert("packed", "compressed-tensors", Path("out"))
+# Alone, or the signal would meet another thread in the middle of finishing its tensor.
+api.convert("packed", "compressed-tensors", Path("out"), threads=1)
 """
 
 
