@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from forge.merge.vocabulary.fast_form import with_document
-from forge.merge.vocabulary.library import load_library, refusing
+from forge.merge.vocabulary.tokenizers_library import load_library, refusing
 from forge.merge.vocabulary.tokens import Tokenizer
 
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")

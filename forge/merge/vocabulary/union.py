@@ -18,7 +18,7 @@ from forge.checkpoints.chat_templates import dump_json
 from forge.checkpoints.folder import parse_json_object
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.merge.vocabulary.fast_form import with_document
-from forge.merge.vocabulary.library import load_library
+from forge.merge.vocabulary.tokenizers_library import load_library
 from forge.merge.vocabulary.tokens import (
     ADDED_TOKENS,
     TOKENIZER_CONFIG,
