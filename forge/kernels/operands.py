@@ -123,6 +123,16 @@ class Operands:
         return "float64" if "F64" in self.dtypes else "float32"
 
     @property
+    def are_stored(self) -> bool:
+        """Whether all inputs are bfloat16, which kernels take as they are stored."""
+        return set(self.dtypes) == {"BF16"}
+
+    @property
+    def is_stored_whole(self) -> bool:
+        """Whether the result is bfloat16 as well."""
+        return self.are_stored and self.out_dtype == "BF16"
+
+    @property
     def out_itemsize(self) -> int:
         """Bytes of one element of the result."""
         return np.dtype(_NUMPY[self.out_dtype]).itemsize
@@ -190,7 +200,11 @@ class Operands:
         load = native.merge_kernel_aside if aside else native.merge_kernel
         views = [np.frombuffer(data, np.uint8) for data in self.inputs]
         inputs = np.array([address_of(view) for view in views], np.int64)
-        readers = np.array([reader(dtype, compute) for dtype in self.dtypes], np.int64)
+        # What is taken as it is stored needs neither readers nor writers.
+        in_place = kernel.endswith("_stored")
+        readers = np.zeros(len(views), np.int64)
+        if not in_place:
+            readers[:] = [reader(dtype, compute) for dtype in self.dtypes]
         work = self.workspace.rows(rows, compute)
         return KernelPass(
             operands=self,
@@ -203,7 +217,7 @@ class Operands:
                 self.width if width is None else width,
             ),
             tail=(address_of(work), len(work)),
-            writer=writer(self.out_dtype),
+            writer=0 if in_place else writer(self.out_dtype),
             keep=(inputs, readers, work, *views),
         )
 

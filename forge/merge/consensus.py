@@ -134,14 +134,13 @@ class _Passes:
 
     def measure(self, sums: Float64s, counts: Int64s) -> None:
         """Sum Σ|δ| and Σ|δ′| of each model."""
-        run = self._plan(f"magnitudes_{self._kind}")
+        run = self._plan(f"task_vectors.magnitudes_{self._kind}")
         for start, count in self._pieces():
             run.reduce(stats=sums, counts=counts, start=start, count=count, chunk=count)
 
     def write(self, vote: str, params: Float64s, triangle: Float64s, counts: Int64s) -> None:
         """Write the result."""
-        models = self._num_models if self._num_models <= MOST_UNROLLED else "any"
-        run = self._plan(f"merge_{models}_{vote}_{self._kind}")
+        run = self._plan(self._merge_kernel(vote, params))
         for start, count in self._pieces():
             run.write(
                 params=params,
@@ -152,8 +151,20 @@ class _Passes:
                 chunk=count,
             )
 
+    def _merge_kernel(self, vote: str, params: Float64s) -> str:
+        place = "stored" if self._operands.is_stored_whole else "rows"
+        if self._num_models == 1:
+            return f"pairs.merge_1_{self._kind}_{place}"
+        if self._num_models == 2:
+            first, second = params[PARAMS_HEAD:].reshape(2, PARAMS_PER_MODEL)
+            is_even = vote != "sum" and first.min() > 0 and (first == second).all()
+            weights = "even" if is_even else "uneven"
+            return f"pairs.merge_2_{vote}_{weights}_{self._kind}_{place}"
+        models = self._num_models if self._num_models <= MOST_UNROLLED else "any"
+        return f"task_vectors.merge_{models}_{vote}_{self._kind}"
+
     def _plan(self, kernel: str) -> KernelPass:
-        return self._extended.plan(f"task_vectors.{kernel}", rows=WORK_HEAD + self._num_models)
+        return self._extended.plan(kernel, rows=WORK_HEAD + self._num_models)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Yield pieces that are never cut again, because factors begin at their start."""

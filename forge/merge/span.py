@@ -17,16 +17,22 @@ from forge.kernels.operands import CHUNK, Float64s, Operands
 Axis = Literal["tensor", "rows", "columns"]
 
 
-def _gram_kernel(axis: Axis, num_models: int) -> str:
-    if axis == "tensor":
-        return f"spans.gram_{2 if num_models == 2 else 'any'}"
-    return f"spans.gram_{axis}"
+def _gram_kernel(operands: Operands, axis: Axis) -> str:
+    if axis != "tensor":
+        return f"spans.gram_{axis}"
+    if operands.num_models != 2:
+        return "spans.gram_any"
+    in_place = operands.are_stored and not operands.has_base
+    return "spans.gram_2_stored" if in_place else "spans.gram_2"
 
 
-def _combine_kernel(axis: Axis, num_models: int) -> str:
-    if axis == "tensor":
-        return f"spans.combine_{num_models if num_models <= MOST_UNROLLED else 'any'}"
-    return f"spans.combine_{axis}"
+def _combine_kernel(operands: Operands, axis: Axis) -> str:
+    num_models = operands.num_models
+    if axis != "tensor":
+        return f"spans.combine_{axis}"
+    if num_models in (2, 3) and operands.is_stored_whole and not operands.has_base:
+        return f"spans.combine_{num_models}_stored"
+    return f"spans.combine_{num_models if num_models <= MOST_UNROLLED else 'any'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ def gram(operands: Operands, axis: Axis = "tensor") -> Gram:
     stats = np.zeros(num_pairs * num_vectors)
     counts = np.zeros(len(operands.inputs), np.int64)
     run = operands.plan(
-        _gram_kernel(axis, count), rows=len(operands.inputs), width=_width(operands, axis)
+        _gram_kernel(operands, axis), rows=len(operands.inputs), width=_width(operands, axis)
     )
     run.reduce(stats=stats, counts=counts, chunk=_chunk(operands, axis))
     order = (num_pairs, num_vectors) if axis == "columns" else (num_vectors, num_pairs)
@@ -105,7 +111,7 @@ def combine(
     params = np.append(params.reshape(-1), divisor)
     counts = np.zeros(len(operands.inputs) + 1, np.int64)
     run = operands.plan(
-        _combine_kernel(axis, operands.num_models),
+        _combine_kernel(operands, axis),
         rows=len(operands.inputs) + 2,
         width=_width(operands, axis),
     )

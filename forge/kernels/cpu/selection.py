@@ -16,6 +16,8 @@ Imported only to compile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
@@ -23,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from forge.kernels.cpu.compiler import inlined
+from forge.kernels.cpu.elements import value_of, view_maker
 from forge.kernels.cpu.layout import BLOCK, DIGIT_BINS, WINDOW_WORDS
 from forge.kernels.cpu.memory import bits_of, is_double, pointer, read_block
 
@@ -192,107 +195,200 @@ def task_vector_digits(
             count_targets(x, size, m, counts)
 
 
-@intrinsic
-def _compress(typingctx, zero, source, least, span, target):
-    """Store the magnitudes of 64 bytes that lie ``span`` or less above ``least``; count them.
+def _sifter(source: str) -> Callable[..., object]:
+    """Make what sifts the magnitudes of 64 bytes of numbers as wide as the work rows.
 
-    ``source`` and ``target`` are addresses, ``zero`` tells the type. All 64 bytes at ``target`` are
-    written, of which the first ones count.
+    Args:
+        source: ``stored`` or ``rows`` for the differences of two rows of these kinds, or
+            ``magnitudes`` for one row of magnitudes.
     """
-    bits, lanes = (64, 8) if zero == types.float64 else (32, 16)
 
-    def codegen(context, builder, signature, args):
-        lane = ir.IntType(bits)
-        vector = ir.VectorType(lane, lanes)
-        mask = ir.VectorType(ir.IntType(1), lanes)
+    @intrinsic
+    def sift(typingctx, zero, x, base, least, span, target):
+        """Store the magnitudes that lie ``span`` or less above ``least``.
 
-        def spread(value):
-            return ir.Constant(vector, [value] * lanes)
+        ``x``, ``base`` and ``target`` are addresses, ``zero`` tells the type of the differences.
+        All 64 bytes at ``target`` are written, of which the first ones count. Returns how many do,
+        and in the upper 32 bits how many magnitudes lie above.
+        """
+        bits, lanes = (64, 8) if zero == types.float64 else (32, 16)
 
-        def splat(value):
-            first = builder.insert_element(
-                ir.Constant(vector, ir.Undefined), builder.trunc(value, lane), ir.IntType(32)(0)
+        def codegen(context, builder, signature, args):
+            word, lane = ir.IntType(64), ir.IntType(bits)
+            real = ir.DoubleType() if bits == 64 else ir.FloatType()
+            vector = ir.VectorType(lane, lanes)
+            mask = ir.VectorType(ir.IntType(1), lanes)
+
+            def spread(value):
+                return ir.Constant(vector, [value] * lanes)
+
+            def splat(value):
+                first = builder.insert_element(
+                    ir.Constant(vector, ir.Undefined), builder.trunc(value, lane), ir.IntType(32)(0)
+                )
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                return builder.shuffle_vector(first, first, zeros)
+
+            def held(address):
+                if source != "stored":
+                    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=4)
+                words = ir.VectorType(ir.IntType(16), lanes)
+                word = builder.load(builder.inttoptr(address, words.as_pointer()), align=2)
+                return builder.shl(builder.zext(word, vector), spread(16))
+
+            def number(address):
+                return builder.bitcast(held(address), ir.VectorType(real, lanes))
+
+            def count(chosen):
+                return builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(lanes))), word)
+
+            if source == "magnitudes":
+                magnitudes = held(args[1])
+            else:
+                delta = builder.bitcast(builder.fsub(number(args[1]), number(args[2])), vector)
+                magnitudes = builder.and_(delta, spread((1 << (bits - 1)) - 1))
+            low, height = splat(args[3]), splat(args[4])
+            inside = builder.icmp_unsigned("<=", builder.sub(magnitudes, low), height)
+            above = builder.icmp_signed(">", magnitudes, builder.add(low, height))
+            # Not the instruction that stores what it packs: it takes a hundred cycles on Zen 4.
+            compress = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(vector, [vector, mask, vector]),
+                f"llvm.experimental.vector.compress.v{lanes}i{bits}",
             )
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            return builder.shuffle_vector(first, first, zeros)
+            nothing = ir.Constant(vector, ir.Undefined)
+            packed = builder.call(compress, [magnitudes, inside, nothing])
+            builder.store(packed, builder.inttoptr(args[5], vector.as_pointer()), align=4)
+            return builder.or_(count(inside), builder.shl(count(above), word(32)))
 
-        place = builder.inttoptr(args[1], vector.as_pointer())
-        magnitudes = builder.and_(builder.load(place, align=4), spread((1 << (bits - 1)) - 1))
-        inside = builder.icmp_unsigned(
-            "<=", builder.sub(magnitudes, splat(args[2])), splat(args[3])
-        )
-        # Not the instruction that stores what it compresses: it takes a hundred cycles on Zen 4.
-        compress = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector, mask, vector]),
-            f"llvm.experimental.vector.compress.v{lanes}i{bits}",
-        )
-        nothing = ir.Constant(vector, ir.Undefined)
-        packed = builder.call(compress, [magnitudes, inside, nothing])
-        builder.store(packed, builder.inttoptr(args[4], vector.as_pointer()), align=4)
-        return builder.zext(
-            builder.ctpop(builder.bitcast(inside, ir.IntType(lanes))), ir.IntType(64)
-        )
+        return types.int64(zero, *[types.int64] * 5), codegen
 
-    return types.int64(zero, *[types.int64] * 4), codegen
+    return sift
+
+
+_sift_magnitudes = _sifter("magnitudes")
+_COUNT = np.int64(0xFFFFFFFF)
+
+
+def _window_kernel(*, stored: bool) -> Callable[..., object]:
+    view = view_maker(stored=stored)
+    sift = _sifter("stored" if stored else "rows")
+
+    @inlined
+    def catch(x, base, size, rows, least, span, target):
+        """Gather the magnitudes of a block that lie in a window, its borders included."""
+        zero = rows.dtype.type(0)
+        itemsize = rows.itemsize
+        place = x.ctypes.data
+        origin = base.ctypes.data
+        step = 64 // itemsize
+        found = np.int64(0)
+        whole = size // step
+        for _ in range(whole):
+            found += sift(zero, place, origin, least, span, target + (found & _COUNT) * itemsize)
+            place += step * x.itemsize
+            origin += step * x.itemsize
+        above = found >> 32
+        found &= _COUNT
+        for i in range(whole * step, size):
+            here = np.int64(magnitude_bits(value_of(x[i]) - value_of(base[i])))
+            if here > least + span:
+                above += 1
+            elif here >= least:
+                last = carray(pointer(target + found * itemsize), 1, rows.dtype)
+                last[0] = abs(value_of(x[i]) - value_of(base[i]))
+                found += 1
+        return found, above
+
+    @inlined
+    def gather(x, base, size, work, counts, at):
+        """Count a block by one window, and append what lies strictly inside to its array."""
+        caught = carray(pointer(work[2].ctypes.data), 2 * BLOCK, work.dtype)
+        zero = work.dtype.type(0)
+        least = np.int64(_border(zero, counts[at + 1]))
+        greatest = np.int64(_border(zero, counts[at + 2]))
+        span = greatest - least
+        target = np.int64(caught.ctypes.data)
+        found, above = catch(x, base, size, work, least, span, target)
+        counts[at + 5] += above
+        if found == 0:
+            return
+        on_top = np.int32(0)
+        on_bottom = np.int32(0)
+        for i in range(found):
+            here = np.int64(magnitude_bits(caught[i]))
+            on_top = np.int32(on_top + np.int32(here == greatest))
+            on_bottom = np.int32(on_bottom + np.int32(here == least))
+        counts[at + 6] += np.int64(on_top)
+        counts[at + 8] += np.int64(on_bottom)
+        inside = found - np.int64(on_top) - np.int64(on_bottom)
+        known = counts[at + 7]
+        if (span < 2) | (inside == 0):
+            return
+        counts[at + 7] += inside
+        if counts[at + 7] > counts[at + 4]:
+            return
+        step = 64 // work.itemsize
+        for i in range(found, found + step):
+            caught[i] = zero  # below or on the border
+        place = counts[at + 3] + known * work.itemsize
+        for _ in range((found + step - 1) // step):
+            sifted = _sift_magnitudes(zero, target, target, least + 1, span - 2, place)
+            place += (sifted & _COUNT) * work.itemsize
+            target += np.int64(64)
+
+    def window(
+        inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+    ):
+        for offset in range(0, count, BLOCK):
+            size = min(BLOCK, count - offset)
+            place = start + offset
+            base, _ = view(inputs, readers, 0, place, size, work, 0)
+            for m in range(1, len(inputs)):
+                x, _ = view(inputs, readers, m, place, size, work, 1)
+                for at in range(0, len(counts), WINDOW_WORDS):
+                    if counts[at] + 1 == m:
+                        gather(x, base, size, work, counts, at)
+
+    return window
 
 
 @inlined
-def _gather(x, size, counts, at):
-    """Count a block by one window, and append what lies strictly inside to its array."""
-    zero = x.dtype.type(0)
-    least = _border(zero, counts[at + 1])
-    greatest = _border(zero, counts[at + 2])
-    above = np.int32(0)
-    on_top = np.int32(0)
-    inside = np.int32(0)
-    on_bottom = np.int32(0)
-    for i in range(size):
-        here = magnitude_bits(x[i])
-        above += np.int32(here > greatest)
-        on_top += np.int32(here == greatest)
-        inside += np.int32((here > least) & (here < greatest))
-        on_bottom += np.int32(here == least)
-    known = counts[at + 7]
-    counts[at + 5] += np.int64(above)
-    counts[at + 6] += np.int64(on_top)
-    counts[at + 7] += np.int64(inside)
-    counts[at + 8] += np.int64(on_bottom)
-    if (inside == 0) | (counts[at + 7] > counts[at + 4]):
-        return
-    source = x.ctypes.data
-    target = counts[at + 3] + known * x.itemsize
-    step = 64 // x.itemsize
-    # Everything in a window that is not empty is at least 1 above and 1 below its borders.
-    span = np.int64(greatest) - np.int64(least) - 2
-    for _ in range(size // step):
-        found = _compress(zero, source, np.int64(least) + 1, span, target)
-        source += np.int64(64)
-        target += found * x.itemsize
-    for i in range(size // step * step, size):
-        here = magnitude_bits(x[i])
-        if (here > least) & (here < greatest):
-            last = carray(pointer(target), 1, x.dtype)
-            last[0] = abs(x[i])
-            target += x.itemsize
+def _count_steps(numbers, least, amount, num_steps, steps):
+    # Two tables in turn, because equal numbers are many, and each would wait for the last.
+    beyond = np.uint64(num_steps)
+    others = np.uint64(num_steps + 1)
+    for i in range(0, len(numbers) - 1, 2):
+        steps[min(np.uint64(np.int64(numbers[i]) - least) >> amount, beyond)] += 1
+        steps[others + min(np.uint64(np.int64(numbers[i + 1]) - least) >> amount, beyond)] += 1
+    if len(numbers) % 2:
+        last = np.int64(numbers[len(numbers) - 1])
+        steps[min(np.uint64(last - least) >> amount, beyond)] += 1
 
 
-def task_vector_window(
-    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
-):
-    """Count all task vectors by windows of magnitudes, and gather what is inside them.
+def count_steps(address, num_numbers, itemsize, least, shift, num_steps, counters):
+    """Count magnitude bits by ``num_steps`` steps of ``2**shift`` from ``least``.
 
-    inputs: the base and the models. counts: the window layout of ``layout.py``.
+    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``; at ``counters`` two rows, to
+    be added up, of an int64 for each step and one for what lies outside of them.
     """
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        read_block(readers[0], inputs[0], start + offset, size, work, 0)
-        base = work[0]
-        x = work[1]
-        for m in range(len(inputs) - 1):
-            read_block(readers[1 + m], inputs[1 + m], start + offset, size, work, 1)
-            for i in range(size):
-                x[i] -= base[i]
-            for at in range(0, len(counts), WINDOW_WORDS):
-                if counts[at] == m:
-                    _gather(x, size, counts, at)
+    steps = carray(pointer(counters), 2 * (num_steps + 1), np.int64)
+    if itemsize == 4:
+        singles = carray(pointer(address), num_numbers, np.int32)
+        _count_steps(singles, least, np.uint64(shift), num_steps, steps)
+    else:
+        doubles = carray(pointer(address), num_numbers, np.int64)
+        _count_steps(doubles, least, np.uint64(shift), num_steps, steps)
+
+
+def __getattr__(name: str) -> Callable[..., object]:
+    """Make a kernel from its name.
+
+    ``task_vector_window_<stored or rows>`` counts all task vectors by windows of magnitudes, and
+    gathers what is inside them. inputs: the base and the models. counts: the window layout of
+    ``layout.py``.
+    """
+    words = name.rpartition("_")
+    if words[0] == "task_vector_window":
+        return _window_kernel(stored=words[2] == "stored")
+    raise AttributeError(name)

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numba import carray
 
 from forge.kernels.cpu.compiler import reordered
+from forge.kernels.cpu.elements import is_not_finite, rounded, value_of
 from forge.kernels.cpu.layout import BLOCK
-from forge.kernels.cpu.memory import inlined, read_block, wide, write_block
+from forge.kernels.cpu.memory import inlined, pointer, read_block, wide, write_block
 from forge.kernels.cpu.reductions import dot
 
 
@@ -34,23 +36,7 @@ def _read_all(inputs, readers, has_base, position, size, counts, work):
 
 
 def _gram_kernel(num_models: int) -> Callable[..., object]:
-    """Make ``gram`` for two vectors, whose three sums share one loop, or for any number (0)."""
-
-    # The sums may be reordered: they are float64, see ``reductions``.
-    @reordered
-    def triangle_of_two(x, y, size, stats):
-        first = 0.0
-        inner = 0.0
-        second = 0.0
-        for i in range(size):
-            left = np.float64(x[i])
-            right = np.float64(y[i])
-            first += left * left
-            inner += left * right
-            second += right * right
-        stats[0] += first
-        stats[1] += inner
-        stats[2] += second
+    """Make ``gram`` for any number of vectors, 0, or for two of work rows."""
 
     def gram(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
@@ -59,7 +45,7 @@ def _gram_kernel(num_models: int) -> Callable[..., object]:
             size = min(BLOCK, count - offset)
             _read_all(inputs, readers, has_base, start + offset, size, counts, work)
             if num_models == 2:
-                triangle_of_two(work[has_base], work[has_base + 1], size, stats)
+                _triangle_of_two(work[has_base], work[has_base + 1], size, stats)
             else:
                 pair = 0
                 for m in range(has_base, len(inputs)):
@@ -68,6 +54,35 @@ def _gram_kernel(num_models: int) -> Callable[..., object]:
                         pair += 1
 
     return gram
+
+
+# The sums may be reordered: they are float64, see ``reductions``.
+@reordered
+def _triangle_of_two(x, y, size, stats):
+    first = 0.0
+    inner = 0.0
+    second = 0.0
+    for i in range(size):
+        left = np.float64(value_of(x[i]))
+        right = np.float64(value_of(y[i]))
+        first += left * left
+        inner += left * right
+        second += right * right
+    stats[0] += first
+    stats[1] += inner
+    stats[2] += second
+    return first + second
+
+
+def _stored_gram(
+    inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+):
+    """As ``gram`` of two vectors without a base, from where they are stored."""
+    x = carray(pointer(inputs[0] + 2 * start), count, np.uint16)
+    y = carray(pointer(inputs[1] + 2 * start), count, np.uint16)
+    if not _triangle_of_two(x, y, count, stats) < np.inf:
+        counts[0] |= is_not_finite(x)
+        counts[1] |= is_not_finite(y)
 
 
 def gram_rows(
@@ -154,6 +169,48 @@ def _combine_kernel(num_models: int) -> Callable[..., object]:
     return combine
 
 
+def _stored_combination(num_models: int) -> Callable[..., object]:
+    """Make ``combine`` without a base from where two or three models are stored."""
+
+    @inlined
+    def of_two(x, y, target, size, first, second, factor):
+        for i in range(size):
+            left = first * np.float64(value_of(x[i]))
+            right = second * np.float64(value_of(y[i]))
+            target[i] = np.uint16(rounded((left + right) * factor))
+
+    @inlined
+    def of_three(x, y, z, target, size, first, second, third, factor):
+        for i in range(size):
+            summed = first * np.float64(value_of(x[i])) + second * np.float64(value_of(y[i]))
+            summed += third * np.float64(value_of(z[i]))
+            target[i] = np.uint16(rounded(summed * factor))
+
+    def combine(
+        inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
+    ):
+        factor = 1.0 / params[num_models]
+        for offset in range(0, count, BLOCK):
+            size = min(BLOCK, count - offset)
+            at = 2 * (start + offset)
+            x = carray(pointer(inputs[0] + at), size, np.uint16)
+            y = carray(pointer(inputs[1] + at), size, np.uint16)
+            z = carray(pointer(inputs[num_models - 1] + at), size, np.uint16)
+            target = carray(pointer(output + 2 * offset), size, np.uint16)
+            if num_models == 2:
+                of_two(x, y, target, size, params[0], params[1], factor)
+            else:
+                of_three(x, y, z, target, size, params[0], params[1], params[2], factor)
+            # What is not finite makes no sum finite, not even with a weight of 0.
+            if is_not_finite(target):
+                counts[num_models] = 1
+                counts[0] |= is_not_finite(x)
+                counts[1] |= is_not_finite(y)
+                counts[num_models - 1] |= is_not_finite(z)
+
+    return combine
+
+
 def combine_rows(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
@@ -220,6 +277,10 @@ def __getattr__(name: str) -> Callable[..., object]:
     is.
     """
     word, _, models = name.partition("_")
+    if name == "gram_2_stored":
+        return _stored_gram
+    if name in ("combine_2_stored", "combine_3_stored"):
+        return _stored_combination(int(name[8]))
     if word in ("gram", "combine") and (models == "any" or models.isdigit()):
         make = _gram_kernel if word == "gram" else _combine_kernel
         return make(0 if models == "any" else int(models))

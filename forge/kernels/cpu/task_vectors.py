@@ -8,7 +8,7 @@ because the task vectors are in the cache there and nowhere else.
 The number of models (up to ``layout.MOST_UNROLLED``), the kind of vote and that of sparsifying are
 constants of the compiled code: the loop over models is unrolled inside the loop over elements,
 sums and votes stay in registers, which takes half the time of keeping them in rows, and less code
-is compiled. Merges of more models use rows.
+is compiled. Merges of more models use rows; those of one or two have ``pairs``.
 
 Imported only to compile.
 """
@@ -233,28 +233,6 @@ def _unrolled_diagnosis(num_models: int) -> Callable[..., object]:
         rows = work[WORK_HEAD:]
         zero = work.dtype.type(0)
         conflicts = np.int32(0)
-        if num_models == 1:
-            square = zero
-            for i in range(size):
-                square += rows[0, i] * rows[0, i]
-            stats[0] += square
-            return conflicts
-        if num_models == 2:
-            first = zero
-            inner = zero
-            second = zero
-            for i in range(size):
-                x = rows[0, i]
-                y = rows[1, i]
-                product = x * y
-                first += x * x
-                inner += product
-                second += y * y
-                conflicts += np.int32(product < zero)
-            stats[0] += first
-            stats[1] += inner
-            stats[2] += second
-            return conflicts
         pair = 0
         for m in range(num_models):
             for other in range(m + 1):
@@ -304,66 +282,12 @@ def _unrolled_combination(num_models: int, vote: str) -> Callable[..., object]:
     return combine
 
 
-@inlined
-def _inverse(value):
-    return 1.0 / value if value != 0.0 else 1.0
-
-
-def _combination_of_two(*, normalizes: bool) -> Callable[..., object]:
-    """Make the ``elect`` or ``mean`` combination of two models, with few steps an element.
-
-    Two numbers of one sign agree; of others, the one that the sum leans to is the greater when
-    the sum is not negative, and else the smaller. Divisions are done once a block.
-    """
-
-    @inlined
-    def combine(work, ignored, size, params):
-        rows = work[WORK_HEAD:]
-        base = work[BASE]
-        total = wide(work, TOTAL)
-        scale = params[0]
-        first_factor = params[PARAMS_HEAD] * params[PARAMS_HEAD + 1]
-        second_factor = params[PARAMS_HEAD + 2] * params[PARAMS_HEAD + 3]
-        for_first = scale
-        for_second = scale
-        for_both = scale
-        if normalizes:
-            for_first *= _inverse(params[PARAMS_HEAD])
-            for_second *= _inverse(params[PARAMS_HEAD + 2])
-            for_both *= _inverse(params[PARAMS_HEAD] + params[PARAMS_HEAD + 2])
-        if for_first == for_second:
-            for i in range(size):
-                first = first_factor * np.float64(rows[0, i])
-                second = second_factor * np.float64(rows[1, i])
-                summed = first + second
-                least = first if first < second else second
-                greatest = first if first > second else second
-                alone = greatest if summed >= 0.0 else least
-                agree = (least > 0.0) | (greatest < 0.0)
-                value = summed * for_both if agree else alone * for_first
-                total[i] = np.float64(base[i]) + value
-        else:
-            for i in range(size):
-                first = first_factor * np.float64(rows[0, i])
-                second = second_factor * np.float64(rows[1, i])
-                summed = first + second
-                takes_first = (first > second) == (summed >= 0.0)
-                alone = first * for_first if takes_first else second * for_second
-                agree = ((first > 0.0) & (second > 0.0)) | ((first < 0.0) & (second < 0.0))
-                total[i] = np.float64(base[i]) + (summed * for_both if agree else alone)
-
-    return combine
-
-
 def _merge_kernel(num_models: int, vote: str, kind: str) -> Callable[..., object]:
     """Make the kernel for this many models, or for any number when it is 0."""
     sparsify = _sparsifier(kind)
     if num_models:
         diagnose = _unrolled_diagnosis(num_models)
-        if num_models == 2 and vote != "sum":
-            combine = _combination_of_two(normalizes=vote == "mean")
-        else:
-            combine = _unrolled_combination(num_models, vote)
+        combine = _unrolled_combination(num_models, vote)
     else:
         diagnose = _diagnose_rows
         combine = _combination_of_rows(vote)
