@@ -239,7 +239,7 @@ class _Bins:
         span = greatest - least
         self._shift = max(0, span.bit_length() - self._NUM.bit_length() + 1)
         num_steps = (span >> self._shift) + 1
-        counts = np.zeros((2, num_steps + 1), np.int64)
+        counts = np.zeros((4, num_steps + 1), np.int32)
         native.word_kernel("selection.count_steps", 7)(
             address_of(bits), bits.size, bits.itemsize, least, self._shift, num_steps,
             address_of(counts),

@@ -355,24 +355,26 @@ def _window_kernel(*, stored: bool) -> Callable[..., object]:
 
 @inlined
 def _count_steps(numbers, least, amount, num_steps, steps):
-    # Two tables in turn, because equal numbers are many, and each would wait for the last.
+    # Tables in turn, because equal numbers are many, and each would wait for the last.
     beyond = np.uint64(num_steps)
-    others = np.uint64(num_steps + 1)
-    for i in range(0, len(numbers) - 1, 2):
-        steps[min(np.uint64(np.int64(numbers[i]) - least) >> amount, beyond)] += 1
-        steps[others + min(np.uint64(np.int64(numbers[i + 1]) - least) >> amount, beyond)] += 1
-    if len(numbers) % 2:
-        last = np.int64(numbers[len(numbers) - 1])
-        steps[min(np.uint64(last - least) >> amount, beyond)] += 1
+    row = np.uint64(num_steps + 1)
+    whole = len(numbers) // 4 * 4
+    for i in range(0, whole, 4):
+        for table in range(4):
+            above = np.uint64(np.int64(numbers[i + table]) - least)
+            steps[np.uint64(table) * row + min(above >> amount, beyond)] += np.int32(1)
+    for i in range(whole, len(numbers)):
+        above = np.uint64(np.int64(numbers[i]) - least)
+        steps[min(above >> amount, beyond)] += np.int32(1)
 
 
 def count_steps(address, num_numbers, itemsize, least, shift, num_steps, counters):
     """Count magnitude bits by ``num_steps`` steps of ``2**shift`` from ``least``.
 
-    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``; at ``counters`` two rows, to
-    be added up, of an int64 for each step and one for what lies outside of them.
+    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``; at ``counters`` four
+    rows, to be added up, of an int32 for each step and one for what lies outside of them.
     """
-    steps = carray(pointer(counters), 2 * (num_steps + 1), np.int64)
+    steps = carray(pointer(counters), 4 * (num_steps + 1), np.int32)
     if itemsize == 4:
         singles = carray(pointer(address), num_numbers, np.int32)
         _count_steps(singles, least, np.uint64(shift), num_steps, steps)
