@@ -20,7 +20,6 @@ from numba import carray
 
 from forge.kernels.cpu.elements import added, is_not_finite, target_maker, value_of, view_maker
 from forge.kernels.cpu.layout import (
-    BASE,
     BLOCK,
     DENSE,
     PARAMS_HEAD,
@@ -37,8 +36,11 @@ from forge.kernels.cpu.selection import magnitude_bits
 _HALF = np.uint32(16)
 _MOST32 = 0x7FFFFFFE
 _MOST64 = (1 << 63) - 3
-_OTHER, _SPARE = 4, 6
-"""Further work rows: random words or factors of the second model, lower halves of words."""
+_WORDS, _OTHER, _SPARE = np.int64(WORDS), np.int64(4), np.int64(6)
+"""Work rows: random words or factors of either model, lower halves of words."""
+_BASE, _FIRST, _SECOND, _THIRD = np.int64(0), np.int64(1), np.int64(2), np.int64(3)
+"""Inputs. numba compiles a function anew for each plain constant that it is given."""
+_FIRST_ROW, _SECOND_ROW = np.int64(WORK_HEAD), np.int64(WORK_HEAD + 1)
 
 
 @inlined
@@ -318,19 +320,19 @@ def _merge_of_one(kind: str, *, stored: bool) -> Callable[..., object]:
     def merge(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
     ):
-        at = 5
+        at = np.int64(5)
         offset = np.int64(0)
         while offset < count:
             size = min(BLOCK, count - offset)
             place = start + offset
-            base, bad = view(inputs, readers, 0, place, size, work, BASE)
-            first, first_bad = view(inputs, readers, 1, place, size, work, WORK_HEAD)
+            base, bad = view(inputs, readers, _BASE, place, size, work, _BASE)
+            first, first_bad = view(inputs, readers, _FIRST, place, size, work, _FIRST_ROW)
             counts[0] |= bad
             counts[1] |= first_bad
             if has_ties:
                 size = _end_of_ties(first, base, size, counts, at)
             row, least, span = settle(
-                first, base, place, offset, size, inputs, 2, counts, at, work, WORDS
+                first, base, place, offset, size, inputs, _SECOND, counts, at, work, _WORDS
             )
             target = begin(output, offset, size, work, TOTAL)
             energy = merge_block(
@@ -392,23 +394,25 @@ def _merge_of_two(vote: str, kind: str, *, even: bool, stored: bool) -> Callable
     def merge(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
     ):
-        at = 7
+        at = np.int64(7)
         other_at = at + SETTINGS
         scales = 3 + np.int64(counts[at] == SCALED)
         offset = np.int64(0)
         while offset < count:
             size = min(BLOCK, count - offset)
             place = start + offset
-            base, bad = view(inputs, readers, 0, place, size, work, BASE)
-            first, first_bad = view(inputs, readers, 1, place, size, work, WORK_HEAD)
-            second, second_bad = view(inputs, readers, 2, place, size, work, WORK_HEAD + 1)
+            base, bad = view(inputs, readers, _BASE, place, size, work, _BASE)
+            first, first_bad = view(inputs, readers, _FIRST, place, size, work, _FIRST_ROW)
+            second, second_bad = view(inputs, readers, _SECOND, place, size, work, _SECOND_ROW)
             counts[0] |= bad
             counts[1] |= first_bad
             counts[2] |= second_bad
             if has_ties:
                 size = _end_of_ties(first, base, size, counts, at)
                 size = _end_of_ties(second, base, size, counts, other_at)
-            of_first = settle(first, base, place, offset, size, inputs, 3, counts, at, work, WORDS)
+            of_first = settle(
+                first, base, place, offset, size, inputs, _THIRD, counts, at, work, _WORDS
+            )
             of_second = settle(
                 second, base, place, offset, size, inputs, scales, counts, other_at, work, _OTHER
             )
