@@ -31,6 +31,7 @@ from forge.kernels.cpu.memory import (
 
 _SIXTEEN = np.uint32(16)
 _INFINITE = np.uint16(0x7F80)
+_SIGN = np.uint64(1 << 63)
 _EXPONENT = np.int64(0x7FF << 52)
 _LEAST_NORMAL = np.int64((1023 - 126) << 52)
 _ALIGNER = np.int64((45 << 52) | (1 << 51))
@@ -79,11 +80,12 @@ def rounded(value):
 
     Adding a number of 45 octaves above rounds away all bits but eight, or those that a subnormal
     bfloat16 has, exactly as the adder rounds; subtracting it again leaves what float32 holds
-    exactly. An infinity or a NaN remains one.
+    exactly, but for the sign of a zero. An infinity or a NaN remains one.
     """
     exponent = max(np.int64(bits_of(value) & np.uint64(_EXPONENT)), _LEAST_NORMAL)
     aligner = _float_of(np.int64(exponent + _ALIGNER))
-    return shifted(bits_of(np.float32((value + aligner) - aligner)), _SIXTEEN)
+    short = np.int64(bits_of((value + aligner) - aligner) | (bits_of(value) & _SIGN))
+    return shifted(bits_of(np.float32(_float_of(short))), _SIXTEEN)
 
 
 @inlined
