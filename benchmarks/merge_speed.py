@@ -60,17 +60,17 @@ class Race:
     def warm_up(self) -> list[Run]:
         """Run everything once, check the outputs, and return what the very first runs cost.
 
-        A first run has an empty kernel cache, and a model so small that compiling is what is left.
+        A first run has an empty kernel cache, and the files in memory: compiling is what it adds.
         """
         first = []
         for contest in self.contests:
             say(f"warming up {contest.method}")
             with_empty_cache = child_environment(FORGE_CACHE=str(self.work / "empty_cache"))
             self._merge(forge_command, contest, self.smallest)
-            cost = self._merge(forge_command, contest, self.smallest, with_empty_cache)
+            self._merge(forge_command, contest, self.family)
+            cost = self._merge(forge_command, contest, self.family, with_empty_cache)
             shutil.rmtree(self.work / "empty_cache", ignore_errors=True)
             first.append(Run("first-run", contest.method, 0, cost))
-            self._merge(forge_command, contest, self.family)
             if self.with_mergekit:
                 ours = self._output.rename(self.work / "output_of_forge")
                 self._merge(mergekit_command, contest, self.family)

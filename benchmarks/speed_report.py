@@ -111,8 +111,8 @@ def _against_copy(figures: Sequence[_Figures]) -> str:
         forge, start = method.walls("forge"), method.walls("start-up")
         after = [whole - part for whole, part in zip(forge, start, strict=True)]
         ratio = ratios(after, method.walls("copy"))
-        compiling = method.walls("first-run")[0] - Spread.of(start).median
-        compiling_cpu = method.cpus("first-run")[0] - Spread.of(method.cpus("start-up")).median
+        compiling = method.walls("first-run")[0] - Spread.of(forge).median
+        compiling_cpu = method.cpus("first-run")[0] - Spread.of(method.cpus("forge")).median
         peak = method.peak_mb("forge")
         theirs = f"{method.peak_mb('mergekit'):.0f}" if method.of("mergekit") else "–"
         rows.append([
