@@ -173,23 +173,28 @@ def _stored_combination(num_models: int) -> Callable[..., object]:
     """Make ``combine`` without a base from where two or three models are stored."""
 
     @inlined
-    def of_two(x, y, target, size, first, second, factor):
+    def weighed(x, y, z, target, size, params, factor):
+        first, second, third = params[0], params[1], params[num_models - 1]
         for i in range(size):
-            left = first * np.float64(value_of(x[i]))
-            right = second * np.float64(value_of(y[i]))
-            target[i] = np.uint16(rounded((left + right) * factor))
+            total = first * np.float64(value_of(x[i])) + second * np.float64(value_of(y[i]))
+            if num_models == 3:
+                total += third * np.float64(value_of(z[i]))
+            target[i] = np.uint16(rounded(total * factor))
 
     @inlined
-    def of_three(x, y, z, target, size, first, second, third, factor):
+    def averaged(x, y, z, target, size, factor):
         for i in range(size):
-            summed = first * np.float64(value_of(x[i])) + second * np.float64(value_of(y[i]))
-            summed += third * np.float64(value_of(z[i]))
-            target[i] = np.uint16(rounded(summed * factor))
+            total = np.float64(value_of(x[i])) + np.float64(value_of(y[i]))
+            if num_models == 3:
+                total += np.float64(value_of(z[i]))
+            target[i] = np.uint16(rounded(total * factor))
 
     def combine(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
     ):
         factor = 1.0 / params[num_models]
+        # One weight for all, as a soup has, need not be multiplied with each.
+        even = (params[0] == params[1]) & (params[0] == params[num_models - 1])
         for offset in range(0, count, BLOCK):
             size = min(BLOCK, count - offset)
             at = 2 * (start + offset)
@@ -197,10 +202,10 @@ def _stored_combination(num_models: int) -> Callable[..., object]:
             y = carray(pointer(inputs[1] + at), size, np.uint16)
             z = carray(pointer(inputs[num_models - 1] + at), size, np.uint16)
             target = carray(pointer(output + 2 * offset), size, np.uint16)
-            if num_models == 2:
-                of_two(x, y, target, size, params[0], params[1], factor)
+            if even:
+                averaged(x, y, z, target, size, params[0] * factor)
             else:
-                of_three(x, y, z, target, size, params[0], params[1], params[2], factor)
+                weighed(x, y, z, target, size, params, factor)
             # What is not finite makes no sum finite, not even with a weight of 0.
             if is_not_finite(target):
                 counts[num_models] = 1
