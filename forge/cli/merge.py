@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from forge.recipes.moe_types import MoeRecipe
 
 _OUTPUTS: Final = Path("merges")
+_MANY_OBJECTS: Final = 200_000
+"""How many new objects Python waits for before it searches them for cycles. Importing and planning
+make many that stay, and hardly a cycle; by default it would search them a hundred times."""
 _UNSAFE: Final = re.compile(r"[^\w.-]+", re.ASCII)
 
 
@@ -80,6 +84,7 @@ def command(
     CONFIG is a path, or a name under merge_configs/. The result appears at once when it is
     complete; a run that was stopped is resumed by the same command.
     """
+    gc.set_threshold(_MANY_OBJECTS)
     recipe = api.load_recipe(config, seed=seed, max_shard_size=max_shard_size)
     target = out if out is not None else _OUTPUTS / default_name(recipe)
     if dry_run:
