@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from forge.recipes.merge_types import MergeRecipe
 from forge.recipes.reference import ModelReference
 
 log = logging.getLogger(__name__)
+
+_PARTS: Final = 32
+"""A tensor that is more than this part of a thread's work could leave others idle at the end."""
 
 
 class _StoppedError(Exception):
@@ -67,7 +70,7 @@ class Workers:
         remaining = sum(sizes[job.output] for job in open_jobs)
         self._progress.stage("merging")
         self._progress.start(total, total - remaining)
-        limit = remaining / (4 * num_threads)
+        limit = remaining / (_PARTS * num_threads)
         # Largest first among those that could leave other threads idle at the end.
         large = sorted(
             (job for job in open_jobs if sizes[job.output] > limit),
