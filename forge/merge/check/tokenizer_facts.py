@@ -121,41 +121,52 @@ def tokenizer_table(
     names = [checkpoint.reference for checkpoint in checkpoints]
     added = [set(tokenizer.added()) for name in names if (tokenizer := tokenizers[name])]
     shared = set.intersection(*added) if added else set()
+    tokens = _tokens_by_id([tokenizers[name] for name in names])
     facts = tuple(
         TokenizerFacts(
             str(name),
-            dict(_values(checkpoint, tokenizers[name], templates.get(name), rows.get(name))),
+            dict(_values(checkpoint, tokenizers[name], held, templates.get(name), rows.get(name))),
             _only(tokenizers[name], shared),
         )
-        for name, checkpoint in zip(names, checkpoints, strict=True)
+        for name, checkpoint, held in zip(names, checkpoints, tokens, strict=True)
     )
     return TokenizerTable(facts, tuple(_template_differences(names, templates)))
 
 
+def _tokens_by_id(tokenizers: Sequence[Tokenizer | None]) -> list[Mapping[int, str]]:
+    """Return the tokens of each model by id, going only once through what models share."""
+    found: dict[int, Mapping[int, str]] = {}
+    for tokenizer in tokenizers:
+        if tokenizer is not None and id(tokenizer.ids) not in found:
+            ids = tokenizer.ids
+            found[id(ids)] = dict(zip(ids.values(), ids, strict=True))
+    return [{} if each is None else found[id(each.ids)] for each in tokenizers]
+
+
 def _values(
-    checkpoint: Checkpoint, tokenizer: Tokenizer | None, template: str | None, rows: int | None
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    tokens: Mapping[int, str],
+    template: str | None,
+    rows: int | None,
 ) -> Iterator[tuple[str, Value]]:
     config: Mapping[str, object] = {} if tokenizer is None else tokenizer.config
     yield "class", _text(config.get("tokenizer_class"))
     yield "model", None if tokenizer is None else tokenizer.kind
     yield "merges", None if tokenizer is None else _length(tokenizer.model().get("merges"))
     yield "tokens", None if tokenizer is None else len(tokenizer.ids)
-    yield "highest_id", max(tokenizer.ids.values(), default=None) if tokenizer else None
+    highest = max(tokens, default=None)
+    yield "highest_id", highest
     yield "rows", rows
-    yield "padding_rows", _padding(tokenizer, rows)
+    yield "padding_rows", None if tokenizer is None else _padding(tokens, highest or 0, rows)
     added = None if tokenizer is None else [*tokenizer.added().values()]
     yield "added_tokens", None if added is None else len(added)
     yield "special_tokens", None if added is None else sum(e.get("special") is True for e in added)
     for part in WORDS:
         yield part, _token(tokenizer, part)
     ids = {key: _listed(value) for key, value in special_ids(checkpoint).items()}
-    wanted = frozenset(item for items in ids.values() for item in items if type(item) is int)
-    names: dict[object, str] = {}
-    if tokenizer is not None:
-        # One pass for all parts; a vocabulary is long.
-        names = {number: token for token, number in tokenizer.ids.items() if number in wanted}
     for key in SPECIAL_IDS:
-        yield key, _ids(ids.get(key, []), names)
+        yield key, _ids(ids.get(key, []), tokens)
     document = None if tokenizer is None else tokenizer.document
     for key in _SECTIONS:
         yield key, None if document is None else _outline(document.get(key))
@@ -168,10 +179,10 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _padding(tokenizer: Tokenizer | None, rows: int | None) -> int | None:
-    if tokenizer is None or rows is None:
+def _padding(tokens: Mapping[int, str], highest: int, rows: int | None) -> int | None:
+    if rows is None:
         return None
-    return rows - len({number for number in tokenizer.ids.values() if number < rows})
+    return rows - (len(tokens) if highest < rows else sum(number < rows for number in tokens))
 
 
 def _token(tokenizer: Tokenizer | None, part: str) -> str | None:
@@ -190,10 +201,10 @@ def _listed(value: object) -> list[object]:
     return [item for item in (value if isinstance(value, list) else [value]) if item is not None]
 
 
-def _ids(numbers: Sequence[object], names: Mapping[object, str]) -> str | None:
+def _ids(numbers: Sequence[object], tokens: Mapping[int, str]) -> str | None:
     """Return ids with their tokens, as the configuration in force gives them."""
     shown = [
-        f"{json.dumps(item)} {names[item]}" if type(item) is int and item in names
+        f"{json.dumps(item)} {tokens[item]}" if type(item) is int and item in tokens
         else json.dumps(item)
         for item in numbers[:_DIGITS]
     ]  # fmt: skip

@@ -142,7 +142,7 @@ def _check_ids(
         )
     for model in others:
         other = found[model]
-        if other is not None and other.ids != own.ids:
+        if other is not None and other.ids is not own.ids and other.ids != own.ids:
             _report_ids(lead, own, model, other, notes)
 
 

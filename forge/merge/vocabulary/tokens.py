@@ -288,14 +288,17 @@ def _entries(document: Mapping[str, object], label: str) -> dict[str, Mapping[st
 
 
 def _checked(ids: Mapping[str, object], label: str) -> dict[str, int]:
-    checked: dict[str, int] = {}
-    for token, number in ids.items():
-        if type(number) is not int or not 0 <= number < _MAX_ID:
-            raise CheckpointError(
-                f"The tokenizer of '{label}' gives token {token[:60]!r} the id "
-                f"{str(number)[:30]}, which is no possible id."
-            )
-        checked[token] = number
+    checked = {
+        token: number
+        for token, number in ids.items()
+        if type(number) is int and 0 <= number < _MAX_ID
+    }
+    if len(checked) < len(ids):
+        token = next(token for token in ids if token not in checked)
+        raise CheckpointError(
+            f"The tokenizer of '{label}' gives token {token[:60]!r} the id "
+            f"{str(ids[token])[:30]}, which is no possible id."
+        )
     return checked
 
 
