@@ -118,6 +118,8 @@ def main() -> NoReturn:
     # numpy's linear algebra would start a thread for each core, at a third of a merge's start-up;
     # forge multiplies with torch, or on threads of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # pydantic would look through all installed packages for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _catch_signals()
     _complete_for_shell()
     code = run(sys.argv[1:])
