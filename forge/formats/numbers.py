@@ -16,16 +16,18 @@ Legend: O output features, I input features, G groups.
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.core.errors import CheckpointError
-from forge.formats.contract import ScaledCodes
 from forge.formats.raw_weight import KINDS
 from forge.kernels.cpu import native
 from forge.kernels.operands import address_of
+
+if TYPE_CHECKING:
+    from forge.formats.contract import ScaledCodes
 
 ARRAY_TYPES: Final = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16,

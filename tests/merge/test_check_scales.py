@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from forge.checkpoints.checkpoint import open_checkpoint
+from forge.checkpoints.dequantizing import source as dequantizing
 from forge.merge.check import scales
 from forge.merge.check.report import Notebook
 from forge.recipes.reference import ModelReference
@@ -32,7 +33,7 @@ def test_norms_tell(
     # What makes it a quantized one is of no matter here: norms are stored in full.
     decoded = type("Decoded", (type(opened[parent].source),), {})
     opened[parent].source.__class__ = decoded
-    monkeypatch.setattr(scales, "DequantizingSource", decoded)
+    monkeypatch.setattr(dequantizing, "DequantizingSource", decoded)
     notes = Notebook()
     scales.note_moved_scales(checkpoints, notes, read=checkpoints)
     found = [one for one in notes.sorted() if one.code == "moved-scales"]

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.checkpoints.checkpoint import Checkpoint
-from forge.checkpoints.dequantizing.source import DequantizingSource
 from forge.checkpoints.floats import decode
 from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.dtypes import DTYPES
@@ -40,6 +39,11 @@ def note_moved_scales(
         read: Those of them whose weights enter the result.
     """
     sources = {reference: checkpoints[reference].source for reference in read}
+    if all(type(source) is SafetensorsSource for source in sources.values()):
+        # Most merges decode nothing, and need none of the formats.
+        return
+    from forge.checkpoints.dequantizing.source import DequantizingSource
+
     plain = [name for name, source in sources.items() if isinstance(source, SafetensorsSource)]
     for reference, source in sources.items():
         if not plain or not isinstance(source, DequantizingSource):
