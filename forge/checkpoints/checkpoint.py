@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from forge.checkpoints.companions import ADAPTER_CONFIG_FILE
 from forge.checkpoints.folder import read_json_object
@@ -13,9 +13,11 @@ from forge.checkpoints.gguf.files import gguf_files
 from forge.checkpoints.hub import remote_source, resolve
 from forge.checkpoints.quantized import quantization_of
 from forge.checkpoints.source import TensorSource, open_safetensors
-from forge.checkpoints.statistics_file import Statistics
 from forge.core.errors import CheckpointError
 from forge.recipes.reference import ModelReference
+
+if TYPE_CHECKING:
+    from forge.checkpoints.statistics_file import Statistics
 
 CONFIG_FILE: Final = "config.json"
 MAX_CONFIG_BYTES: Final = 4 << 20

@@ -27,7 +27,6 @@ from forge.checkpoints.manifest import manifest_bytes
 from forge.checkpoints.progress import Progress, Silence, compile_notice
 from forge.checkpoints.sink import MANIFEST_FILE, TensorSink, check_replaceable
 from forge.checkpoints.source import TensorSource
-from forge.checkpoints.statistics_file import check_files
 from forge.core.errors import OutputError
 from forge.kernels.cpu import native
 from forge.merge.manifest import engine_entry, merge_manifest
@@ -172,6 +171,8 @@ def _check_statistics(
     for checkpoint in checkpoints.values():
         _check_statistics(checkpoint.parts, inputs)
         if checkpoint.statistics is not None:
+            from forge.checkpoints.statistics_file import check_files
+
             files = {file.name: inputs[file].as_json() for file in checkpoint.source.files()}
             check_files(checkpoint.statistics, str(checkpoint.reference), files)
 

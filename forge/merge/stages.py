@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, open_checkpoint
-from forge.checkpoints.statistics_file import open_statistics
 from forge.core.errors import CheckpointError, IncompatibleError
 from forge.merge.alignment import align
 from forge.recipes.merge_types import MergeRecipe
@@ -89,6 +88,8 @@ def _opened(
     for entry in recipe.models if kinds else ():
         if entry.statistics is not None:
             checkpoint = opened[entry.model]
+            from forge.checkpoints.statistics_file import open_statistics
+
             found = open_statistics(
                 entry.statistics, checkpoint.source, weights=weights, kind=recipe.method.statistics
             )
