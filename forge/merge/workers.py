@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -81,7 +82,12 @@ class Workers:
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="forge-merge")
         try:
             with blas.one_thread():
-                _drain(pool, self._run_job, [*large, *small], num_threads)
+                jobs = deque([*large, *small])
+                running = [pool.submit(self._work_through, jobs) for _ in range(num_threads)]
+                wait(running, return_when=FIRST_EXCEPTION)
+                for worker in running:
+                    if worker.done():
+                        worker.result()
         finally:
             # Reached by Ctrl-C too: workers stop at their next piece, and only then may
             # the sink be closed.
@@ -109,6 +115,18 @@ class Workers:
             f"'{unlike[0]}', have other values in another model. Those values are lost; if the "
             "other model's are wanted, name it as the base, or first where there is none.",
         )
+
+    def _work_through(self, jobs: deque[MergeJob]) -> None:
+        """Take jobs until none is left.
+
+        A main thread that handed out each job would want the interpreter's lock all the time.
+        """
+        while True:
+            try:
+                job = jobs.popleft()
+            except IndexError:
+                return
+            self._run_job(job)
 
     def _run_job(self, job: MergeJob) -> None:
         if self._stop.is_set():
@@ -183,20 +201,3 @@ class _Input:
         if self._is_stored and end > self._hashed:
             self.digest.update(self.view[self._hashed : end])
             self._hashed = end
-
-
-def _drain(pool: ThreadPoolExecutor, task: Any, jobs: Sequence[MergeJob], width: int) -> None:
-    """Keep a few jobs in flight; raise the first error at once."""
-    queue = iter(jobs)
-    flying: set[Future[None]] = set()
-    while True:
-        while len(flying) < 4 * width:
-            job = next(queue, None)
-            if job is None:
-                break
-            flying.add(pool.submit(task, job))
-        if not flying:
-            return
-        finished, flying = wait(flying, return_when=FIRST_COMPLETED)
-        for future in finished:
-            future.result()
