@@ -23,7 +23,7 @@ from forge.kernels.cpu.layout import BLOCK, Compute
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-CHUNK: Final = 1 << 18
+CHUNK: Final = 1 << 19
 """Elements that are computed, hashed and written in one go; a multiple of ``BLOCK``."""
 
 FORMATS: Final = frozenset({"BF16", "F16", "F32", "F64"})
@@ -255,8 +255,9 @@ class KernelPass:
     ) -> None:
         """Run over ``count`` elements from ``start`` (all of them by default), writing nothing."""
         stop = self.operands.numel if count is None else start + count
+        run = self._bound(0, params, stats, counts)
         for first in range(start, stop, chunk):
-            self._call(first, min(chunk, stop - first), 0, params, stats, counts)
+            run(first, min(chunk, stop - first))
 
     def write(
         self,
@@ -272,38 +273,25 @@ class KernelPass:
         operands = self.operands
         itemsize = operands.out_itemsize
         stop = operands.numel if count is None else start + count
+        buffer = operands.workspace.output(min(chunk, max(stop - start, 0)) * itemsize)
+        run = self._bound(address_of(buffer), params, stats, counts)
         for first in range(start, stop, chunk):
             size = min(chunk, stop - first)
-            buffer = operands.workspace.output(size * itemsize)
-            self._call(first, size, address_of(buffer), params, stats, counts)
-            operands.emit(first * itemsize, buffer.data)
+            run(first, size)
+            operands.emit(first * itemsize, buffer.data[: size * itemsize])
 
-    def _call(
-        self,
-        start: int,
-        count: int,
-        output: int,
-        params: Float64s | None,
-        stats: Float64s | None,
-        counts: Int64s | None,
-    ) -> None:
+    def _bound(
+        self, output: int, params: Float64s | None, stats: Float64s | None, counts: Int64s | None
+    ) -> Callable[[int, int], None]:
+        """Return the kernel as a function of the first element and their number."""
         params = _EMPTY if params is None else params
         stats = _EMPTY if stats is None else stats
         counts = _NONE if counts is None else counts
-        self.function(
-            *self.head,
-            start,
-            count,
-            address_of(params),
-            len(params),
-            output,
-            self.writer,
-            address_of(stats),
-            len(stats),
-            address_of(counts),
-            len(counts),
-            *self.tail,
-        )
+        function = self.function
+        head = self.head
+        middle = address_of(params), len(params), output, self.writer
+        tail = address_of(stats), len(stats), address_of(counts), len(counts), *self.tail
+        return lambda start, count: function(*head, start, count, *middle, *tail)
 
 
 _EMPTY: Final = np.zeros(1, np.float64)
