@@ -65,8 +65,14 @@ def test_a_sample_that_grows_no_further_finds_the_same(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("size", [1, 4096, 4097, 200_001])
-def test_an_element_at_a_place_is_that_of_a_sort(size: int) -> None:
-    bits = np.random.default_rng(5).integers(0, 1 << 30, size).astype(np.int32)
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("grid", [1, 1 << 25])
+def test_an_element_at_a_place_is_that_of_a_sort(size: int, dtype: type, grid: int) -> None:
+    bits = (np.random.default_rng(5).integers(0, 1 << 30, size) // grid * grid).astype(dtype)
     in_order = np.sort(bits)
-    for place in {0, size // 3, size - 1}:
-        assert selection._at_place(bits, place) == in_order[place]
+    most = 1 << (30 if dtype is np.int32 else 62)
+    for least, greatest in ((0, most), (int(in_order[0]), int(in_order[-1]))):
+        for place in {0, size // 3, size - 1}:
+            here = in_order[place]
+            expected = (here, np.count_nonzero(bits < here), np.count_nonzero(bits == here))
+            assert selection._at_place(bits, place, least, greatest) == expected

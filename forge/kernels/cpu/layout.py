@@ -73,6 +73,9 @@ WINDOW_WORDS: Final = 9
 WINDOW_SPILL: Final = 16
 """Elements that the window kernel may write beyond the length of an array."""
 
+PLACE_STEPS: Final = 1024
+"""Steps that a range of magnitudes is cut into, again and again, to find one at a place."""
+
 DIGIT_BITS: Final = 16
 DIGIT_BINS: Final = 1 << DIGIT_BITS
 

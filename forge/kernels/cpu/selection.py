@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 
 from forge.kernels.cpu.compiler import inlined
 from forge.kernels.cpu.elements import value_of, view_maker
-from forge.kernels.cpu.layout import BLOCK, DIGIT_BINS, WINDOW_WORDS
+from forge.kernels.cpu.layout import BLOCK, DIGIT_BINS, PLACE_STEPS, WINDOW_WORDS
 from forge.kernels.cpu.memory import bits_of, is_double, pointer, read_block
 
 _MOST32 = np.int64(0x7FFFFFFE)
@@ -354,33 +354,53 @@ def _window_kernel(*, stored: bool) -> Callable[..., object]:
 
 
 @inlined
-def _count_steps(numbers, least, amount, num_steps, steps):
-    # Tables in turn, because equal numbers are many, and each would wait for the last.
-    beyond = np.uint64(num_steps)
-    row = np.uint64(num_steps + 1)
-    whole = len(numbers) // 4 * 4
-    for i in range(0, whole, 4):
-        for table in range(4):
-            above = np.uint64(np.int64(numbers[i + table]) - least)
-            steps[np.uint64(table) * row + min(above >> amount, beyond)] += np.int32(1)
-    for i in range(whole, len(numbers)):
-        above = np.uint64(np.int64(numbers[i]) - least)
-        steps[min(above >> amount, beyond)] += np.int32(1)
+def _at_place(numbers, least, greatest, place, table):
+    below = np.int64(0)
+    equal = np.int64(len(numbers))
+    while least < greatest:
+        span = greatest - least
+        shift = np.int64(0)
+        while span >> shift >= PLACE_STEPS:
+            shift += 1
+        beyond = np.uint64((span >> shift) + 1)
+        row = np.int64(beyond) + 1
+        for i in range(4 * row):
+            table[i] = np.int32(0)
+        # Four tables in turn, because equal numbers are many, and each would wait for the last.
+        for i in range(len(numbers)):
+            step = min(np.uint64(np.int64(numbers[i]) - least) >> np.uint64(shift), beyond)
+            table[np.uint64(np.int64(i & 3) * row) + step] += np.int32(1)
+        step = np.int64(0)
+        while True:
+            here = np.int64(0)
+            for i in range(4):
+                here += np.int64(table[i * row + step])
+            if (here > place) | (step + 2 == row):
+                break
+            place -= here
+            below += here
+            step += 1
+        equal = here
+        least += step << shift
+        greatest = least + (np.int64(1) << shift) - 1
+    return least, below, equal
 
 
-def count_steps(address, num_numbers, itemsize, least, shift, num_steps, counters):
-    """Count magnitude bits by ``num_steps`` steps of ``2**shift`` from ``least``.
+def at_place(address, num_numbers, itemsize, least, greatest, place, table, found):
+    """Find what stands at ``place``, from 0, when magnitude bits are sorted.
 
-    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``; at ``counters`` four
-    rows, to be added up, of an int32 for each step and one for what lies outside of them.
+    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``, all from ``least`` to
+    ``greatest``. ``table`` is the address of scratch, int32[4 · (PLACE_STEPS + 1)], and ``found``
+    that of three int64: the bits, how many are less, and how many are equal.
     """
-    steps = carray(pointer(counters), 4 * (num_steps + 1), np.int32)
+    counters = carray(pointer(table), 4 * (PLACE_STEPS + 1), np.int32)
+    result = carray(pointer(found), 3, np.int64)
     if itemsize == 4:
         singles = carray(pointer(address), num_numbers, np.int32)
-        _count_steps(singles, least, np.uint64(shift), num_steps, steps)
+        result[0], result[1], result[2] = _at_place(singles, least, greatest, place, counters)
     else:
         doubles = carray(pointer(address), num_numbers, np.int64)
-        _count_steps(doubles, least, np.uint64(shift), num_steps, steps)
+        result[0], result[1], result[2] = _at_place(doubles, least, greatest, place, counters)
 
 
 def __getattr__(name: str) -> Callable[..., object]:
