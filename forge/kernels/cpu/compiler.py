@@ -7,11 +7,13 @@ settings when the first function is decorated, so every kernel module gets numba
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import llvmlite.binding as llvm
+import numba.np.linalg
 from numba import config, njit
 from numba._dynfunc import make_function
 from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
@@ -19,6 +21,27 @@ from numba.core.cpu import CPUContext
 
 config.CPU_NAME = llvm.get_host_cpu_name()
 config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+
+
+def _leave_blas_out() -> None:
+    """Import what asks for SciPy only to see if it has a BLAS, which no kernel calls.
+
+    That is a sixth of a second for every process that compiles.
+    """
+
+    def refuse() -> None:
+        raise ImportError("kernels multiply no matrices")
+
+    linalg: Any = numba.np.linalg
+    known = linalg.ensure_blas
+    linalg.ensure_blas = refuse
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = known
+
+
+_leave_blas_out()
 
 _INNER: Final = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
