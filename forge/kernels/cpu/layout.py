@@ -81,3 +81,9 @@ DIGIT_BINS: Final = 1 << DIGIT_BITS
 
 STRIPES: Final = 64
 """Counters of DELLA's ranking whose prefix sums are taken side by side."""
+
+PADDING: Final = 32
+"""Elements to a multiple of which DELLA's ranking fills up a row."""
+
+GROUP: Final = 128
+"""Elements whose random numbers are made together."""

@@ -19,22 +19,65 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.kernels.cpu.memory import inlined
+from forge.kernels.cpu.compiler import inlined
+from forge.kernels.cpu.lanes import I64, Emitter, Lanes, emitted
+from forge.kernels.cpu.layout import GROUP
 
 UPPER, LOWER = np.uint32(0), np.uint32(1)
 
-GROUP = 128
-"""Elements whose random numbers are made together."""
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+_ROUNDS = 10
+_LANES = 8
 
-_M0 = np.uint64(0xD2511F53)
-_M1 = np.uint64(0xCD9E8D57)
-_W0 = np.uint32(0x9E3779B9)
-_W1 = np.uint32(0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_WORD = np.uint64(32)
-_HALF = np.uint32(16)
-_LOW16 = np.uint32(0xFFFF)
-_TOP = np.uint32(0x80000000)
+
+def _rounds(states: list[list[Lanes]], key: list[Lanes]) -> list[list[Lanes]]:
+    """Apply the ten rounds to states of four words in 64-bit lanes, whose lower 32 bits count.
+
+    A product fills its lane, and what it leaves above is never masked away: multiplying reads the
+    lower halves only, and two words of the next round are one product each.
+    """
+    for number in range(_ROUNDS):
+        k0, k1 = (half + number * step for half, step in zip(key, (_W0, _W1), strict=True))
+        products = [((c0 & _LOW) * _M0, (c2 & _LOW) * _M1) for c0, _, c2, _ in states]
+        states = [
+            [(product1 >> 32) ^ c1 ^ k0, product1, (product0 >> 32) ^ c3 ^ k1, product0]
+            for (_, c1, _, c3), (product0, product1) in zip(states, products, strict=True)
+        ]
+    return states
+
+
+@emitted
+def _fill(
+    emitter: Emitter, target: Lanes, key: Lanes, stream: Lanes, first: Lanes, top: Lanes,
+    num_groups: Lanes,
+) -> None:  # fmt: skip
+    """Write halves of whole groups; ``top`` is the 63rd bit of their counters."""
+    keys = [key, (key >> 32) | (key << 32)]
+    streams = [half.splat(_LANES) for half in (stream, (stream >> 32) | (stream << 32))]
+    with emitter.steps(num_groups, 1) as (group,):
+        # A group holds 16 aligned counters, so the low half cannot carry.
+        counter = first + (group << 4)
+        high = ((counter >> 32) | (top << 31)).splat(_LANES)
+        # Even and odd counters apart, so that two vectors of 64 bits make one of 32 bits.
+        lows = [
+            emitter.vector(list(range(parity, 16, 2)), I64) + (counter & _LOW)
+            for parity in range(2)
+        ]
+        even, odd = _rounds([[low, high, *streams] for low in lows], keys)
+        at = target + (group << 9)
+        for number, (left, right) in enumerate(zip(even, odd, strict=True)):
+            words = left.alternate(right)
+            (words & 0xFFFF).store(at + 128 * number)
+            (words >> 16).store(at + (128 * number + 64))
+
+
+@inlined
+def fill_at(address, key, stream, start, count, lower):
+    """As ``fill``, at an address."""
+    groups = (count + GROUP - 1) // GROUP
+    _fill(address, key, stream, start >> 3, np.int64(lower), groups)
 
 
 @inlined
@@ -47,41 +90,6 @@ def fill(halves, key, stream, start, count, lower):
         stream: Upper half of its counter.
         start: First element, a multiple of ``GROUP``.
         count: Number of elements.
-        lower: ``LOWER`` or ``UPPER``; numba compiles the function anew for each plain constant.
+        lower: ``LOWER`` or ``UPPER``.
     """
-    key0 = np.uint32(np.uint64(key) & _LOW)
-    key1 = np.uint32(np.uint64(key) >> _WORD)
-    stream0 = np.uint32(np.uint64(stream) & _LOW)
-    stream1 = np.uint32(np.uint64(stream) >> _WORD)
-    first = np.uint64(start) >> np.uint64(3)
-    for group in range((count + GROUP - 1) // GROUP):
-        origin = group * GROUP
-        counter = first + np.uint64(group << 4)
-        counter1 = np.uint32(np.uint32(counter >> _WORD) | np.uint32(np.uint32(lower) * _TOP))
-        low = np.uint32(counter & _LOW)
-        for lane in range(16):
-            # A group holds 16 aligned counters, so the low half cannot carry.
-            c0 = np.uint32(low + np.uint32(lane))
-            c1 = counter1
-            c2 = stream0
-            c3 = stream1
-            k0 = key0
-            k1 = key1
-            for _ in range(10):
-                product0 = np.uint64(c0) * _M0
-                product1 = np.uint64(c2) * _M1
-                # numba widens uint32 arithmetic, so every step is narrowed again.
-                c0 = np.uint32(np.uint32(product1 >> _WORD) ^ c1 ^ k0)
-                c1 = np.uint32(product1 & _LOW)
-                c2 = np.uint32(np.uint32(product0 >> _WORD) ^ c3 ^ k1)
-                c3 = np.uint32(product0 & _LOW)
-                k0 = np.uint32(k0 + _W0)
-                k1 = np.uint32(k1 + _W1)
-            halves[origin + lane] = c0 & _LOW16
-            halves[origin + 16 + lane] = c0 >> _HALF
-            halves[origin + 32 + lane] = c1 & _LOW16
-            halves[origin + 48 + lane] = c1 >> _HALF
-            halves[origin + 64 + lane] = c2 & _LOW16
-            halves[origin + 80 + lane] = c2 >> _HALF
-            halves[origin + 96 + lane] = c3 & _LOW16
-            halves[origin + 112 + lane] = c3 >> _HALF
+    fill_at(halves.ctypes.data, key, stream, start, count, lower)
