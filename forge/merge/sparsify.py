@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forge.core.dtypes import DTYPES
-from forge.kernels.cpu.layout import BAND, DENSE, DROP, SCALED, STRIPES
+from forge.kernels.cpu.layout import BAND, BLOCK, DENSE, DROP, GROUP, PADDING, SCALED, STRIPES
 from forge.kernels.operands import Operands, address_of
 from forge.kernels.selection import NOTHING, Target, task_vector_bounds
 from forge.merge.consensus import Sparsity
@@ -129,7 +129,7 @@ def _drop_all(start: int, count: int, factors: npt.NDArray[Any]) -> None:
 class _Ranked:
     """Computes the factors of DELLA for whole rows of one task vector."""
 
-    _MOST_COLUMNS = (1 << 16) - 1
+    _MOST_COLUMNS = (1 << 16) - PADDING
     """Beyond that neither counters nor columns fit in 16 bits, and rows are sorted."""
 
     _LEAST_STEPS = 4
@@ -151,34 +151,42 @@ class _Ranked:
         self._width = width
         lowest = density - epsilon if width > 1 else density
         step = 2 * epsilon / (width - 1) if width > 1 else 0.0
-        self._params = np.array([by_density], np.float64)
+        self._params = np.array([by_density, lowest, step], np.float64)
         self._stream = stream
         self._pair = operands.select([0, 1 + model], has_base=True)
         self._chances = (lowest + step * np.arange(width)).astype(self._pair.compute)
         self._is_counted = self._pair.compute == "float32" and width <= self._MOST_COLUMNS
         kernel = "factors" if self._is_counted else "drop"
         self._pass = self._pair.plan(f"della.{kernel}", rows=3, aside=True)
+        words = [0, stream.key, stream.stream]
         if self._is_counted:
             # Differences of 16-bit numbers mostly equal all others in their bucket. Those of
-            # float32 never do, and more buckets are cheaper than putting shared ones in order.
+            # float32 never do, and more buckets are cheaper than comparing what shares one.
             is_coarse = all(DTYPES[dtype].itemsize == 2 for dtype in self._pair.dtypes)
             buckets = width * (2 if is_coarse else 8)
             most = self._MOST_STEPS if is_coarse else 2 * self._MOST_STEPS
             steps = min(max(buckets // STRIPES, self._LEAST_STEPS), most)
-            self._stripe_bits = (steps - 1).bit_length()
-            self._together = max(1, self._TOGETHER // width)
-            of_rows = 4 * self._together + 14
-            counters = 2 * STRIPES * ((1 << self._stripe_bits) + 1)
-            self._scratch = np.empty(of_rows * width + 64 + counters, np.uint8)
+            stripe_bits = (steps - 1).bit_length()
+            together = max(1, self._TOGETHER // width)
+            is_short = all(dtype == "BF16" for dtype in self._pair.dtypes)
+            self._scratch = self._scratch_of(width, stripe_bits, together)
+            words += [address_of(self._chances), address_of(self._scratch)]
+            words += [stripe_bits, together, is_short, is_coarse]
+        self._counts = np.array(words, np.int64)
+
+    @staticmethod
+    def _scratch_of(width: int, stripe_bits: int, together: int) -> npt.NDArray[np.uint8]:
+        """Return what ``kernels/cpu/della.py`` works in: zeros, aligned to a cache line."""
+        padded = -(-width // PADDING) * PADDING
+        num_bytes = 128 + 4 * (BLOCK + GROUP) + 18 * padded + 8 * PADDING
+        num_bytes += 2 * STRIPES << stripe_bits
+        num_bytes += 2 * (together * width + PADDING)
+        scratch = np.zeros(num_bytes + 64, np.uint8)
+        return scratch[-address_of(scratch) % 64 :]
 
     def fill(self, start: int, count: int, factors: npt.NDArray[Any]) -> None:
         """Write the factors of ``count`` elements from ``start``; both fall between rows."""
-        key, stream = self._stream.key, self._stream.stream
-        counts = [address_of(factors)]
-        if self._is_counted:
-            counts += [address_of(self._chances), address_of(self._scratch), self._stripe_bits]
-            counts += [key, stream, self._together]
-        else:
+        if not self._is_counted:
             sort = self._order if self._pair.compute == "float64" else self._order_of_singles
             np.put_along_axis(
                 factors.reshape(-1, self._width),
@@ -186,13 +194,9 @@ class _Ranked:
                 self._chances[np.newaxis],
                 axis=1,
             )
-            counts += [key, stream]
+        self._counts[0] = address_of(factors)
         self._pass.reduce(
-            params=self._params,
-            counts=np.array(counts, np.int64),
-            start=start,
-            count=count,
-            chunk=count,
+            params=self._params, counts=self._counts, start=start, count=count, chunk=count
         )
 
     def _magnitudes(self, start: int, count: int) -> npt.NDArray[Any]:

@@ -7,283 +7,307 @@ meets in its own gives its place there, because equal magnitudes rank by column:
     rank = elements in its bucket and below - 1 - elements of its bucket to the left
 
 That is exact where a bucket holds one magnitude only. The buckets are steps of the magnitudes'
-bits, and differences of bfloat16 numbers end in zeros, so a few in a hundred elements have bits
-that their bucket does not tell. They are listed, and the buckets with more than one element that
-they lie in are sorted afterwards, a handful of elements each.
+bits, and differences of 16-bit numbers end in zeros. Their steps have two buckets each: one for
+the magnitude that the step begins with, which most elements have, and one for those between this
+and the next. Only the second one can hold different magnitudes, and hardly ever holds two elements
+where a step is fine enough. Buckets that may, and hold more than one, get a flag: the highest bit
+of their counter, so that each of their ranks carries it. Those elements are found by it, and ranked
+among each other afterwards, a handful in a row.
 
 Magnitudes of a row spread over few octaves around their mean, but for outliers. So the buckets
-cover eight octaves at most, and what lies outside is put into the outermost two, and listed.
-Zeros have a bucket of their own.
+cover eight octaves at most, and what lies outside is put into the outermost two. Zeros have a
+bucket of their own.
 
 The counters are striped: bucket ``b`` of ``64·S`` is counter ``64·(b mod S) + ⌊b/S⌋``, so that
-their prefix sums are sums of whole vectors. Imported only to compile.
+their prefix sums are sums of whole vectors, and the second bucket of a step has an odd row. Rows
+are padded with zeros to whole vectors; those rank below all others, and counting begins so far
+below 0. Imported only to compile.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray
 
-from forge.kernels.cpu.layout import BLOCK, STRIPES
-from forge.kernels.cpu.memory import bits_of, inlined, pointer, read_block, shifted, words_of
-from forge.kernels.cpu.philox import GROUP, LOWER, UPPER, fill
-from forge.kernels.cpu.selection import magnitude_bits
+from forge.kernels.cpu.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, element_size, emitted
+from forge.kernels.cpu.layout import BLOCK, GROUP, PADDING, STRIPES
+from forge.kernels.cpu.memory import bits_of, inlined, pointer, words_of
+from forge.kernels.cpu.philox import LOWER, UPPER, fill, fill_at
 
 _RANGE = 4294967296.0
 _HALF_RANGE = 65536.0
-_ONE = np.uint32(1)
-_ZERO = np.uint32(0)
 _HALF = np.uint32(16)
 _MANTISSA = np.uint64(52)
 _BIAS = 1022
-_SIXTEEN = np.uint32(16)
-_SHIFT1, _SHIFT2, _SHIFT3 = np.uint64(16), np.uint64(32), np.uint64(48)
 _OCTAVE = 1 << 23
 _OCTAVES_BELOW = 5
 _OCTAVES_ABOVE = 3
 _PLACED = np.uint16(0xFFFF)
-_INSERTED = 24
-"""Elements up to which a bucket is sorted by insertion."""
-_MARK_LANES = 16
-_STRIPES = np.uint32(STRIPES)
-
-
-@intrinsic
-def _store_four(typingctx, first, second, third, fourth, target):
-    """Store four float32 at an address at once."""
-
-    def codegen(context, builder, signature, args):
-        vector = ir.VectorType(ir.FloatType(), 4)
-        four = ir.Constant(vector, ir.Undefined)
-        for lane, value in enumerate(args[:4]):
-            four = builder.insert_element(four, value, ir.IntType(32)(lane))
-        builder.store(four, builder.inttoptr(args[4], vector.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.float32] * 4, types.int64), codegen
-
-
-@intrinsic
-def _append_marked(typingctx, marks, first, target):
-    """Store the numbers, from ``first``, of the marks of 32 bits that are not 0; count them.
-
-    Sixteen marks are looked at, and sixteen numbers are stored, of which the first ones count.
-    """
-    lane, mask = ir.IntType(32), ir.IntType(1)
-    vector, masks = ir.VectorType(lane, _MARK_LANES), ir.VectorType(mask, _MARK_LANES)
-
-    def codegen(context, builder, signature, args):
-        marked = builder.load(builder.inttoptr(args[0], vector.as_pointer()), align=4)
-        is_set = builder.icmp_unsigned("!=", marked, ir.Constant(vector, [0] * _MARK_LANES))
-        start = builder.insert_element(
-            ir.Constant(vector, ir.Undefined), builder.trunc(args[1], lane), lane(0)
-        )
-        start = builder.shuffle_vector(start, start, ir.Constant(vector, [0] * _MARK_LANES))
-        numbers = builder.add(start, ir.Constant(vector, list(range(_MARK_LANES))))
-        compress = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector, masks, vector]),
-            f"llvm.experimental.vector.compress.v{_MARK_LANES}i32",
-        )
-        packed = builder.call(compress, [numbers, is_set, ir.Constant(vector, ir.Undefined)])
-        builder.store(packed, builder.inttoptr(args[2], vector.as_pointer()), align=4)
-        count = builder.ctpop(builder.bitcast(is_set, ir.IntType(_MARK_LANES)))
-        return builder.zext(count, ir.IntType(64))
-
-    return types.int64(types.int64, types.int64, types.int64), codegen
+_FLAG = 1 << 15
+_COMPARED = 16
+"""Elements up to which those of a bucket are compared with all others; more are sorted."""
+_LANES = 16
+_UNROLLED = 4
+_SINGLES = ir.VectorType(F32, _LANES)
+_WORDS = ir.VectorType(I32, _LANES)
 
 
 @inlined
-def _words(address, start, count):
-    """View uint32 numbers from ``start``; a view that begins at 0 needs no signed offsets.
-
-    numba checks a signed sum for wrapping wherever it is an index, and then nothing vectorizes.
-    """
-    return carray(pointer(address + 4 * start), count, np.uint32)
+def _words(address, count):
+    return carray(pointer(address), count, np.uint32)
 
 
 @inlined
-def _halves(address, count):
+def _shorts(address, count):
     return carray(pointer(address), count, np.uint16)
 
 
-@inlined
-def _magnitudes(inputs, readers, start, count, address, work):
-    """Write the magnitudes of the task vector of ``count`` elements from ``start``."""
-    base = work[0]
-    x = work[1]
-    for offset in range(0, count, BLOCK):
-        size = min(BLOCK, count - offset)
-        read_block(readers[0], inputs[0], start + offset, size, work, 0)
-        read_block(readers[1], inputs[1], start + offset, size, work, 1)
-        magnitudes = _words(address, offset, size)
-        for i in range(size):
-            magnitudes[i] = magnitude_bits(x[i] - base[i])
+def _surveyor(element: Any) -> Any:
+    """Make what surveys the difference of two rows, of bfloat16 or float32 numbers."""
+    size = element_size(element)
+
+    def read(emitter: Emitter, address: Lanes) -> Lanes:
+        here = emitter.load(address, element, _LANES)
+        return here if element == F32 else (here.to(I32) << 16).bits_as(_SINGLES)
+
+    def survey(
+        emitter: Emitter, count: Lanes, whole: Lanes, base: Lanes, model: Lanes, base_end: Lanes,
+        model_end: Lanes, target: Lanes, found: Lanes,
+    ) -> None:  # fmt: skip
+        """Write the magnitudes, and into ``found`` what ``_window`` asks for.
+
+        That is the greatest, the least but 0, less 1, the sum of the upper halves, and how many
+        are 0. From element ``whole`` on, the rows are read from their ``end``.
+        """
+        none = emitter.number(0, I32).splat(_LANES)
+        start = (none, none - 1, none, none)
+        with emitter.steps(count, PADDING, *start) as (i, greatest, below, total, zeros):
+            addresses = []
+            for row, end in ((base, base_end), (model, model_end)):
+                if element == I16:
+                    # What the next row will read is loaded while this one is ranked.
+                    emitter.prefetch(row + (i + count) * size)
+                addresses.append((i < whole).choose(row + i * size, end))
+            for part in range(0, PADDING, _LANES):
+                base_here, model_here = (read(emitter, at + size * part) for at in addresses)
+                here = (model_here - base_here).bits_as(_WORDS) & 0x7FFFFFFF
+                here.store(target + (i << 2) + 4 * part)
+                greatest[0] = greatest[0].greatest(here)
+                below[0] = below[0].least(here - 1)  # 0 wraps around and does not count
+                total[0] += here >> 16
+                zeros[0] += here.equals(0).to(I32)
+        names = ("umax", "umin", "add", "add")
+        kinds = zip((greatest, below, total, zeros), names, strict=True)
+        for place, (lanes, name) in enumerate(kinds):
+            lanes[0].reduce(name).to(I64).store(found + 8 * place)
+
+    return emitted(survey)
+
+
+_survey_shorts = _surveyor(I16)
+_survey_singles = _surveyor(F32)
+
+
+@emitted
+def _read(
+    emitter: Emitter, reader: Lanes, address: Lanes, start: Lanes, count: Lanes, target: Lanes
+) -> None:
+    """Widen a row of any format."""
+    emitter.call(reader, address, start, count, target)
+
+
+@emitted
+def _copy(emitter: Emitter, count: Lanes, source: Lanes, target: Lanes) -> None:
+    """Copy an even number of bytes: the few that do not fill a vector."""
+    with emitter.steps(count, 2) as (i,):
+        emitter.load(source + i, I16).store(target + i)
+
+
+@emitted
+def _assign(
+    emitter: Emitter, count: Lanes, magnitudes: Lanes, first: Lanes, last: Lanes, dropped: Lanes,
+    pairs: Lanes, stripe_bits: Lanes, counters: Lanes,
+) -> None:  # fmt: skip
+    """Write the counter of each element.
+
+    pairs: 1 when a step has two buckets, else 0.
+    """
+    one = emitter.number(1, I32)
+    first, last, dropped, pairs, stripe_bits = (
+        x.to(I32) for x in (first, last, dropped, pairs, stripe_bits)
+    )
+    # What lies below the window ends a step of its own, so that zeros have the first bucket.
+    before = first.greatest(1) - 1
+    origin = first - ((emitter.number(2, I32) - pairs) << dropped)
+    low, steps = (one << dropped) - 1, (one << stripe_bits) - 1
+    before, last, origin, low, dropped = (
+        x.splat(_LANES) for x in (before, last, origin, low, dropped)
+    )
+    pairs, steps, stripe_bits = (x.to(I16).splat(PADDING) for x in (pairs, steps, stripe_bits))
+    with emitter.steps(count, PADDING) as (i,):
+        parts = []
+        for part in range(0, PADDING, _LANES):
+            here = emitter.load(magnitudes + (i << 2) + 4 * part, I32, _LANES)
+            inside = here.greatest(before).least(last)
+            height = inside - origin
+            is_counted = here.differs(0)
+            told = (height & low) | (inside ^ here)
+            step = is_counted.choose(height >> dropped, 0)
+            parts.append((step, is_counted & told.differs(0)))
+        step, is_between = (left.joined(right) for left, right in zip(*parts, strict=True))
+        bucket = (step.to(I16) << pairs) + is_between.choose(pairs, 0)
+        counter = ((bucket & steps) * STRIPES) + (bucket >> stripe_bits)
+        counter.store(counters + (i << 1))
+
+
+def _counter_at(emitter: Emitter, table: Lanes, counters: Lanes) -> Lanes:
+    return table + (emitter.load(counters, I16).to(I64) << 1)
+
+
+@emitted
+def _count(emitter: Emitter, count: Lanes, table: Lanes, counters: Lanes, places: Lanes) -> None:
+    """Count a row, and write how many of its bucket lie to the left of each element."""
+    with emitter.steps(count, _UNROLLED) as (i,):
+        before = []
+        for place in range(_UNROLLED):
+            at = _counter_at(emitter, table, counters + (i << 1) + 2 * place)
+            before.append(emitter.load(at, I16))
+            (before[-1] + 1).store(at)
+        emitter.packed(before).store(places + (i << 1))
+
+
+@emitted
+def _place(
+    emitter: Emitter, count: Lanes, table: Lanes, counters: Lanes, places: Lanes, ranks: Lanes
+) -> None:
+    """Write the rank of each element."""
+    with emitter.steps(count, _UNROLLED) as (i,):
+        upto = [
+            emitter.load(_counter_at(emitter, table, counters + (i << 1) + 2 * place), I16)
+            for place in range(_UNROLLED)
+        ]
+        before = emitter.load(places + (i << 1), I16, _UNROLLED)
+        (emitter.packed(upto) - before - 1).store(ranks + (i << 1))
+
+
+@emitted
+def _sum_up(
+    emitter: Emitter, num_steps: Lanes, table: Lanes, start: Lanes, even: Lanes, odd: Lanes
+) -> None:
+    """Replace counts by how many elements lie in their bucket and below, and ``start``.
+
+    Counts above 1 get the flag ``even`` or ``odd``, by their row.
+    """
+    none = emitter.number(0, I16).splat(STRIPES)
+    flags = [flag.to(I16).splat(STRIPES) for flag in (even, odd)]
+    with emitter.steps(num_steps, 1, none) as (step, sums):
+        sums[0] += emitter.load(table + (step << 7), I16, STRIPES)
+    upto = total = sums[0]
+    for distance in (1, 2, 4, 8, 16, 32):
+        upto += upto.moved(distance)
+    with emitter.steps(num_steps, 2, upto - total + start.to(I16)) as (step, running):
+        for parity, flag in enumerate(flags):
+            at = table + (step << 7) + 128 * parity
+            here = emitter.load(at, I16, STRIPES)
+            running[0] += here
+            (running[0] | (here < 2).choose(none, flag)).store(at)
+
+
+@emitted
+def _list_set(emitter: Emitter, count: Lanes, source: Lanes, bits: Lanes, target: Lanes) -> Lanes:
+    """List the places of the numbers that have all ``bits``; return how many there are.
+
+    ``PADDING`` numbers are written at the end of the list, of which the first ones count.
+    """
+    bits = bits.to(I16).splat(PADDING)
+    places = emitter.vector(list(range(PADDING)), I16)
+    with emitter.steps(count, PADDING, emitter.number(0), places) as (i, found, numbers):
+        is_set = (emitter.load(source + (i << 1), I16, PADDING) & bits).equals(bits)
+        numbers[0].compress(is_set).store(target + (found[0] << 1))
+        found[0] += is_set.count()
+        numbers[0] += PADDING
+    return found[0]
+
+
+@emitted
+def _clear(emitter: Emitter, count: Lanes, target: Lanes) -> None:
+    """Write zeros over so many bytes, a multiple of 64."""
+    none = emitter.number(0, I16).splat(STRIPES)
+    with emitter.steps(count, 2 * STRIPES) as (i,):
+        none.store(target + i)
+
+
+@emitted
+def _invert(emitter: Emitter, count: Lanes, columns: Lanes, ranks: Lanes, order: Lanes) -> None:
+    """Take the flag from the ranks of the listed columns, and write the columns by rank."""
+    with emitter.steps(count, 1) as (i,):
+        column = emitter.load(columns + (i << 1), I16)
+        at = ranks + (column.to(I64) << 1)
+        rank = emitter.load(at, I16) & (_FLAG - 1)
+        rank.store(at)
+        column.store(order + (rank.to(I64) << 1))
+
+
+@emitted
+def _invert_all(emitter: Emitter, count: Lanes, ranks: Lanes, order: Lanes) -> None:
+    """Write all columns by rank."""
+    with emitter.steps(count, 1) as (column,):
+        rank = emitter.load(ranks + (column << 1), I16)
+        column.to(I16).store(order + (rank.to(I64) << 1))
+
+
+def _drop_ranked(
+    emitter: Emitter, count: Lanes, whole: Lanes, ranks: Lanes, halves: Lanes, target: Lanes,
+    rest: Lanes, inverse: Lanes, lowest: Lanes, step: Lanes,
+) -> Lanes:  # fmt: skip
+    """Write factors by rank and the upper halves of random words; tell where those do not decide.
+
+    From element ``whole`` on, they are written to ``rest``.
+    """
+    one, zero = (emitter.number(value, F32).splat(_LANES) for value in (1.0, 0.0))
+    with emitter.steps(count, _LANES, emitter.number(0, I16)) as (i, undecided):
+        # As the table of ``sparsify`` is made: in float64, rounded once more.
+        ends = (ranks + (i << 1), ranks + (i << 1) + _LANES)
+        whole_ranks = (emitter.load(end, I16, _LANES // 2).to(I32).to(F64) for end in ends)
+        left, right = ((rank * step + lowest).to(F32) for rank in whole_ranks)
+        p = left.joined(right)
+        scaled = inverse.differs(0).choose(one / p, one)
+        border = (p * _HALF_RANGE).to(I32)
+        half = emitter.load(halves + (i << 2), I32, _LANES)
+        at = (i < whole).choose(target + (i << 2), rest)
+        (half < border).choose(scaled, zero).store(at)
+        undecided[0] |= half.equals(border).bits_as(I16)
+    return undecided[0].to(I64)
+
+
+_drop_ranked = emitted(_drop_ranked, reals=2)
 
 
 @inlined
 def _bits_needed(value):
     """Return how many bits a number has; the exponent of a float64 tells."""
-    return max(np.int64(bits_of(np.float64(value)) >> _MANTISSA) - _BIAS, 0)
+    return np.int64(bits_of(np.float64(value)) >> _MANTISSA) - _BIAS if value else 0
 
 
 @inlined
-def _window(magnitudes, width, num_buckets):
+def _window(found, num_counted, num_buckets):
     """Return the least and greatest magnitude of the buckets, and the bits that a step drops.
 
     The octaves are counted from the mean of the bits, which an outlier barely moves.
     """
-    greatest = _ZERO
-    below = np.uint32(0xFFFFFFFF)
-    total = _ZERO
-    num_zeros = _ZERO
-    for i in range(width):
-        magnitude = magnitudes[i]
-        greatest = max(greatest, magnitude)
-        below = min(below, np.uint32(magnitude - _ONE))  # 0 wraps around and does not count
-        total = np.uint32(total + shifted(magnitude, _SIXTEEN))
-        num_zeros = np.uint32(num_zeros + np.uint32(magnitude == _ZERO))
     # The divisor is 0 where all are, and then nothing depends on the window.
-    mean = (np.int64(total) << 16) // max(width - np.int64(num_zeros), 1)
-    first = max(np.int64(below) + 1, mean - _OCTAVES_BELOW * _OCTAVE)
-    last = max(min(np.int64(greatest), mean + _OCTAVES_ABOVE * _OCTAVE), first)
+    mean = (found[2] << 16) // (num_counted if num_counted else 1)
+    first = mean - _OCTAVES_BELOW * _OCTAVE
+    last = mean + _OCTAVES_ABOVE * _OCTAVE
+    first = first if first > found[1] else found[1] + 1
+    last = last if last < found[0] else found[0]
+    last = last if last > first else first
     # Buckets for zeros and for the step that aligning begins are left.
     dropped = _bits_needed((last - first) // (num_buckets - 3))
-    return np.uint32(first >> dropped << dropped), np.uint32(last), dropped
-
-
-@inlined
-def _assign(magnitudes, width, marks, counters, stripe_bits):
-    """Write the counter of each element, and a mark other than 0 where it does not tell all."""
-    steps = np.int64(1) << stripe_bits
-    first, last, dropped = _window(magnitudes, width, STRIPES * steps)
-    low = np.uint32((np.int64(1) << dropped) - 1)
-    shift = np.uint32(dropped)
-    step_mask = np.uint32(steps - 1)
-    step_shift = np.uint32(stripe_bits)
-    for i in range(width):
-        magnitude = magnitudes[i]
-        inside = np.uint32(min(max(magnitude, first), last))
-        height = np.uint32(inside - first)
-        is_counted = np.uint32(magnitude != _ZERO)
-        bucket = np.uint32(shifted(height, shift) + is_counted)
-        marks[i] = np.uint32(height & low) | np.uint32(np.uint32(inside ^ magnitude) * is_counted)
-        counter = np.uint32(np.uint32(bucket & step_mask) * _STRIPES)
-        counters[i] = np.uint16(np.uint32(counter + shifted(bucket, step_shift)))
-
-
-@inlined
-def _count_one(table, counter):
-    """Count an element; return how many came before."""
-    count = table[np.uint64(counter)]
-    table[np.uint64(counter)] = np.uint16(count + np.uint16(1))
-    return np.uint64(count)
-
-
-@inlined
-def _count(table, counters, places, width):
-    """Count a row, and write the place of each element in its bucket, from the left."""
-    # Four places leave in one store: one a cycle is what a core can write.
-    packed = carray(pointer(places.ctypes.data), width // 4, np.uint64)
-    for four in range(width // 4):
-        i = 4 * four
-        first = _count_one(table, counters[i])
-        second = _count_one(table, counters[i + 1])
-        third = _count_one(table, counters[i + 2])
-        fourth = _count_one(table, counters[i + 3])
-        packed[four] = first | second << _SHIFT1 | third << _SHIFT2 | fourth << _SHIFT3
-    for i in range(width // 4 * 4, width):
-        places[i] = np.uint16(_count_one(table, counters[i]))
-
-
-@inlined
-def _place_one(table, counters, places, i, order):
-    """Return the rank of an element, and note its column there."""
-    upto = np.uint32(table[np.uint64(counters[i])])
-    rank = np.uint64(np.uint32(upto - np.uint32(places[i])) - _ONE)
-    order[rank] = np.uint16(i)
-    return rank
-
-
-@inlined
-def _place(table, counters, places, width, chances, result, order):
-    """Write p of the rank of each element, and the columns by rank."""
-    target = np.int64(result.ctypes.data)
-    for i in range(0, width // 4 * 4, 4):
-        first = _place_one(table, counters, places, i, order)
-        second = _place_one(table, counters, places, i + 1, order)
-        third = _place_one(table, counters, places, i + 2, order)
-        fourth = _place_one(table, counters, places, i + 3, order)
-        _store_four(chances[first], chances[second], chances[third], chances[fourth], target)
-        target += 16
-    for i in range(width // 4 * 4, width):
-        result[i] = chances[_place_one(table, counters, places, i, order)]
-
-
-def _running_sums(*, writes: bool):
-    """Make what adds the rows of a table to ``lanes``, and may replace each by the sum so far.
-
-    In LLVM's own words, because numba keeps the sums in memory, where each waits for the last.
-    """
-    vector = ir.VectorType(ir.IntType(16), STRIPES)
-
-    @intrinsic
-    def add_rows(typingctx, table, num_steps, lanes):
-        def codegen(context, builder, signature, args):
-            rows = builder.inttoptr(args[0], vector.as_pointer())
-            sums = builder.inttoptr(args[2], vector.as_pointer())
-            total = cgutils.alloca_once_value(builder, builder.load(sums, align=2))
-            with cgutils.for_range(builder, args[1]) as loop:
-                row = builder.gep(rows, [loop.index])
-                upto = builder.add(builder.load(total), builder.load(row, align=2))
-                builder.store(upto, total)
-                if writes:
-                    builder.store(upto, row, align=2)
-            builder.store(builder.load(total), sums, align=2)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64), codegen
-
-    return add_rows
-
-
-_add_rows = _running_sums(writes=False)
-_replace_rows = _running_sums(writes=True)
-
-
-@inlined
-def _sum_up(table, lanes, num_steps):
-    """Replace counts by how many elements lie in their bucket and below."""
-    for lane in range(STRIPES):
-        lanes[lane] = np.uint16(0)
-    rows = np.int64(table.ctypes.data)
-    sums = np.int64(lanes.ctypes.data)
-    _add_rows(rows, num_steps, sums)
-    total = _ZERO
-    for lane in range(STRIPES):
-        count = np.uint32(lanes[lane])
-        lanes[lane] = np.uint16(total)
-        total = np.uint32(total + count)
-    _replace_rows(rows, num_steps, sums)
-
-
-@inlined
-def _list_marked(marks, width, target):
-    """List the marked elements; return how many there are."""
-    source = np.int64(marks.ctypes.data)
-    place = np.int64(target.ctypes.data)
-    num = np.int64(0)
-    whole = width // _MARK_LANES * _MARK_LANES
-    for i in range(0, whole, _MARK_LANES):
-        num += _append_marked(source + 4 * i, i, place + 4 * num)
-    for i in range(whole, width):
-        if marks[i] != _ZERO:
-            target[num] = np.uint32(i)
-            num += 1
-    return num
+    return first >> dropped << dropped, last, dropped
 
 
 @inlined
@@ -294,11 +318,10 @@ def _wide_key(magnitudes, column):
 
 @inlined
 def _sort(magnitudes, order, count):
-    """Sort columns by insertion, or, where they are many, by Shell's sort."""
+    """Sort columns by Shell's sort."""
     gap = 1
-    if count > _INSERTED:
-        while gap < count // 3:
-            gap = 3 * gap + 1
+    while gap < count // 3:
+        gap = 3 * gap + 1
     while gap > 0:
         for i in range(gap, count):
             column = order[i]
@@ -312,49 +335,115 @@ def _sort(magnitudes, order, count):
 
 
 @inlined
-def _mend(magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result):
-    """Put the buckets of the listed elements in order, where they hold more than one."""
-    for i in range(num_listed):
-        counter = counters[np.uint64(listed[i])]
-        if counter == _PLACED:
-            continue
-        # The bucket below is a row up, or in the last row of the lane before.
-        at = np.int64(counter)
-        before = at - STRIPES if at >= STRIPES else at - 1 + STRIPES * (num_steps - 1)
-        first = np.int64(table[np.uint64(before)])
-        count = np.int64(table[np.uint64(at)]) - first
-        if count < 2:
-            continue
-        members = order[first : first + count]
-        _sort(magnitudes, members, count)
-        for place in range(count):
-            column = np.uint64(members[place])
-            result[column] = chances[np.uint64(first + place)]
-            counters[column] = _PLACED
+def _bounds(table, counter, num_steps, mask):
+    """Return how many elements lie below a bucket, and how many up to its end."""
+    # The bucket below is a row up, or in the last row of the lane before.
+    at = np.int64(counter)
+    before = at - STRIPES if at >= STRIPES else at - 1 + STRIPES * (num_steps - 1)
+    return np.int64(table[np.uint64(before)] & mask), np.int64(table[np.uint64(at)] & mask)
 
 
 @inlined
-def _rank(magnitudes, width, by_rank, scratch, stripe_bits, result):
-    """Write p of the rank of each element of a row."""
-    chances = carray(pointer(by_rank), width, np.float32)
+def _mend(magnitudes, order, table, counters, listed, num_listed, num_steps, ranks, mask):
+    """Rank the listed elements within their buckets.
+
+    Counting the lesser ones takes no branch that a processor could mistake, unlike sorting.
+    """
+    for i in range(num_listed):
+        column = np.uint64(listed[i])
+        counter = counters[column]
+        # Zeros rank right: equal ones do, and nothing lies below their bucket.
+        if counter == _PLACED or counter == 0:
+            continue
+        first, stop = _bounds(table, counter, num_steps, mask)
+        if stop - first > _COMPARED:
+            members = order[first:stop]
+            _sort(magnitudes, members, stop - first)
+            for place in range(first, stop):
+                column = np.uint64(order[place])
+                ranks[column] = np.uint16(place)
+                counters[column] = _PLACED
+            continue
+        key = _wide_key(magnitudes, column)
+        rank = first
+        for place in range(first, stop):
+            rank += np.int64(_wide_key(magnitudes, order[place]) < key)
+        ranks[column] = np.uint16(rank)
+
+
+@inlined
+def _rank(magnitudes, width, padded, found, scratch, pairs, stripe_bits, ranks):
+    """Write the rank of each element of a row."""
     num_steps = np.int64(1) << stripe_bits
-    marks = _words(scratch, 0, width)
-    listed = _words(scratch, width, width + _MARK_LANES)
-    scratch += 4 * (2 * width + _MARK_LANES)
-    counters = _halves(scratch, width)
-    places = _halves(scratch + 2 * width, width)
-    order = _halves(scratch + 4 * width, width)
-    table = _halves(scratch + 6 * width, STRIPES * num_steps)
-    lanes = _halves(scratch + 6 * width + 2 * STRIPES * num_steps, STRIPES)
-    _assign(magnitudes, width, marks, counters, stripe_bits)
-    for i in range(STRIPES * num_steps):
-        table[i] = np.uint16(0)
-    _count(table, counters, places, width)
-    _sum_up(table, lanes, num_steps)
-    num_listed = _list_marked(marks, width, listed)
-    _place(table, counters, places, width, chances, result, order)
-    if num_listed > 0:
-        _mend(magnitudes, order, table, counters, listed, num_listed, num_steps, chances, result)
+    num_padded = padded - width
+    listed_at = scratch
+    counters_at = listed_at + 2 * (padded + PADDING)
+    order_at = counters_at + 2 * padded
+    table_at = order_at + 2 * padded
+    table = _shorts(table_at, STRIPES * num_steps)
+    _clear(2 * STRIPES * num_steps, table_at)
+    first, last, dropped = _window(found, padded - found[3], STRIPES * num_steps >> pairs)
+    _assign(padded, magnitudes, first, last, dropped, pairs, stripe_bits, counters_at)
+    _count(padded, table_at, counters_at, ranks)
+    # In rows so wide that ranks need the highest bit there are no flags.
+    flag = _FLAG if width < _FLAG else 0
+    mask = np.uint16(~flag)
+    _sum_up(num_steps, table_at, -num_padded, 0 if pairs else flag, flag)
+    table[0] &= mask
+    _place(padded, table_at, counters_at, ranks, ranks)
+    if flag:
+        # The padding ranks below 0, so it carries the flag, and comes last.
+        num_listed = _list_set(padded, ranks, flag, listed_at) - num_padded
+        _invert(num_listed, listed_at, ranks, order_at)
+    else:
+        num_listed = _list_set(padded, counters_at, STRIPES if pairs else 0, listed_at)
+        num_listed -= 0 if pairs else num_padded
+        _invert_all(width, ranks, order_at)
+    _mend(
+        _words(magnitudes, padded), _shorts(order_at, padded), table,
+        _shorts(counters_at, padded), _shorts(listed_at, padded), num_listed, num_steps,
+        _shorts(ranks, padded), mask,
+    )  # fmt: skip
+
+
+@inlined
+def _settle(ranks, chances, halves, lower, size, result, inverse):
+    """Decide from all 32 bits where the upper halves did not."""
+    zero = np.float32(0)
+    one = np.float32(1)
+    for i in range(size):
+        p = chances[np.uint64(ranks[i])]
+        if halves[i] == np.uint32(p * np.float32(_HALF_RANGE)):
+            word = np.float64(np.uint32(np.uint32(halves[i] << _HALF) | lower[i]))
+            kept = one / p if inverse else one
+            result[i] = kept if word < np.float64(p) * _RANGE else zero
+
+
+@inlined
+def _drop_rows(ranks_at, chances, target, start, count, key, stream, params, upper_at, rest, work):
+    """Write the factors of ``count`` elements from ``start``."""
+    lower_at = np.int64(work.ctypes.data)
+    inverse = np.int64(params[0] != 0.0)
+    for offset in range(0, count, BLOCK):
+        left = count - offset
+        size = left if left < BLOCK else BLOCK
+        lead = (start + offset) % GROUP
+        first = start + offset - lead
+        fill_at(upper_at, key, stream, first, lead + size, UPPER)
+        whole = size // _LANES * _LANES
+        padded = (size + _LANES - 1) // _LANES * _LANES
+        ranks = ranks_at + 2 * offset
+        to = target + 4 * offset
+        undecided = _drop_ranked(
+            padded, whole, ranks, upper_at + 4 * lead, to, rest, inverse, params[1], params[2]
+        )
+        _copy(4 * (size - whole), rest, to + 4 * whole)
+        if undecided:
+            fill_at(lower_at, key, stream, first, lead + size, LOWER)
+            result = carray(pointer(to), size, np.float32)
+            halves = _words(upper_at + 4 * lead, size)
+            lower = _words(lower_at + 4 * lead, size)
+            _settle(_shorts(ranks, size), chances, halves, lower, size, result, inverse)
 
 
 @inlined
@@ -392,50 +481,59 @@ def _drop_exactly(chances, halves, lower, size, inverse):
         chances[i] = kept if word < np.float64(p) * _RANGE else zero
 
 
-@inlined
-def _drop_all(result, start, count, key, stream, inverse, work):
-    """Turn the chances of ``count`` elements from ``start`` into factors."""
-    words = words_of(work, 2)
-    stride = BLOCK - GROUP  # room for a first group that begins before the block
-    for offset in range(0, count, stride):
-        size = min(stride, count - offset)
-        lead = (start + offset) % GROUP
-        fill(words, key, stream, start + offset - lead, lead + size, UPPER)
-        chances = result[offset : offset + size]
-        halves = words[lead : lead + size]
-        if _is_decided(chances, halves, size):
-            _drop(chances, halves, size, inverse)
-        else:
-            rest = words_of(work, 1)
-            fill(rest, key, stream, start + offset - lead, lead + size, LOWER)
-            _drop_exactly(chances, halves, rest[lead : lead + size], size, inverse)
-
-
 def factors(
     inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
 ):
     """Write one factor for each element: 0 when it is dropped, else 1/p or 1.
 
-    inputs: the base and one model, of rows of ``width`` elements, at most 65535. params: 1 to
-    divide by p. counts: address of the factors (float32[count]) · of p of every rank
-    (float32[width]) · of scratch (see ``sparsify``) · binary logarithm of the steps of a stripe ·
-    key · stream · rows that are worked on together. ``start`` is the position of the first row in
-    the tensor, and cuts fall between rows. float32 only.
+    inputs: the base and one model, of rows of ``width`` elements. params: 1 to divide by p · p of
+    rank 0 · what p grows by with each rank. counts: address of the factors (float32[count]) · key ·
+    stream · address of p of every rank (float32[width]) · of scratch (see ``sparsify``) · binary
+    logarithm of the steps of a stripe · rows that are worked on together · 1 when both inputs are
+    bfloat16 · 1 when a step has two buckets. ``start`` is the position of the first row in the
+    tensor, and cuts fall between rows. float32 only.
     """
     num_rows = count // width
-    result = carray(pointer(counts[0]), count, np.float32)
-    for first in range(0, num_rows, counts[6]):
-        rows = min(counts[6], num_rows - first)
-        at = first * width
-        _magnitudes(inputs, readers, start + at, rows * width, counts[2], work)
-        scratch = counts[2] + 4 * counts[6] * width
+    whole = width // PADDING * PADDING
+    padded = (width + PADDING - 1) // PADDING * PADDING
+    target, key, stream = counts[0], counts[1], counts[2]
+    chances = carray(pointer(counts[3]), width, np.float32)
+    found_at, stripe_bits, together = counts[4], counts[5], counts[6]
+    is_short, pairs = counts[7], counts[8]
+    rest = found_at + 64
+    ends = rest + 64
+    halves = ends + 4 * PADDING
+    magnitudes = halves + 4 * (BLOCK + GROUP)
+    widened = magnitudes + 4 * padded
+    scratch = widened + 8 * padded
+    ranks = scratch + (6 * padded + 2 * PADDING) + (2 * STRIPES << stripe_bits)
+    found = carray(pointer(found_at), 4, np.int64)
+    for first in range(0, num_rows, together):
+        left = num_rows - first
+        rows = left if left < together else together
         for row in range(rows):
-            magnitudes = _words(counts[2], row * width, width)
-            chances = result[at + row * width : at + (row + 1) * width]
-            _rank(magnitudes, width, counts[1], scratch, counts[3], chances)
-        size = rows * width
-        part = result[at : at + size]
-        _drop_all(part, start + at, size, counts[4], counts[5], params[0] != 0.0, work)
+            place = start + (first + row) * width
+            if is_short:
+                base = inputs[0] + 2 * place
+                model = inputs[1] + 2 * place
+                # The zeros behind what is copied stay, because all rows are of one width.
+                _copy(2 * (width - whole), base + 2 * whole, ends)
+                _copy(2 * (width - whole), model + 2 * whole, ends + 2 * PADDING)
+                _survey_shorts(
+                    padded, whole, base, model, ends, ends + 2 * PADDING, magnitudes, found_at
+                )
+            else:
+                base = widened
+                model = widened + 4 * padded
+                _read(readers[0], inputs[0], place, width, base)
+                _read(readers[1], inputs[1], place, width, model)
+                _survey_singles(padded, padded, base, model, 0, 0, magnitudes, found_at)
+            to = ranks + 2 * row * width
+            _rank(magnitudes, width, padded, found, scratch, pairs, stripe_bits, to)
+        _drop_rows(
+            ranks, chances, target + 4 * first * width, start + first * width, rows * width, key,
+            stream, params, halves, rest, work,
+        )  # fmt: skip
 
 
 def drop(
@@ -446,4 +544,19 @@ def drop(
     params: 1 to divide by p. counts: address of the elements (work type) · key · stream.
     """
     result = carray(pointer(counts[0]), count, work.dtype)
-    _drop_all(result, start, count, counts[1], counts[2], params[0] != 0.0, work)
+    inverse = params[0] != 0.0
+    words = words_of(work, 2)
+    stride = BLOCK - GROUP  # room for a first group that begins before the block
+    for offset in range(0, count, stride):
+        size = min(stride, count - offset)
+        lead = (start + offset) % GROUP
+        first = start + offset - lead
+        fill(words, counts[1], counts[2], first, lead + size, UPPER)
+        chances = result[offset : offset + size]
+        halves = words[lead : lead + size]
+        if _is_decided(chances, halves, size):
+            _drop(chances, halves, size, inverse)
+        else:
+            rest = words_of(work, 1)
+            fill(rest, counts[1], counts[2], first, lead + size, LOWER)
+            _drop_exactly(chances, halves, rest[lead : lead + size], size, inverse)
