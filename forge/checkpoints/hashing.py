@@ -200,10 +200,6 @@ def checksum_of_range(path: Path, offset: int, nbytes: int) -> str:
     hasher = new_checksum()
     if not nbytes:
         return hasher.hexdigest()
-    import numpy as np
-
-    from forge.kernels.pages import populate
-
     try:
         with path.open("rb") as file:
             # A map beyond the end of a file would kill the process on access.
@@ -218,7 +214,6 @@ def checksum_of_range(path: Path, offset: int, nbytes: int) -> str:
                 # Piece by piece, so that another thread gets the interpreter in between.
                 for begin in range(offset - start, length, _PIECE_BYTES):
                     with view[begin : min(begin + _PIECE_BYTES, length)] as piece:
-                        populate(np.frombuffer(piece, np.uint8))
                         hasher.update(piece)
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be read: {error.strerror}.") from error

@@ -54,7 +54,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._rows: dict[Compute, npt.NDArray[Any]] = {}
-        self._output = np.empty(0, np.uint8)
+        self._bytes: dict[str, npt.NDArray[np.uint8]] = {}
 
     def rows(self, count: int, compute: Compute) -> npt.NDArray[Any]:
         """Return at least ``count`` work rows of ``BLOCK`` elements."""
@@ -64,11 +64,17 @@ class Workspace:
             self._rows[compute] = rows
         return rows
 
-    def output(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return a buffer of exactly ``num_bytes``."""
-        if len(self._output) < num_bytes:
-            self._output = np.empty(num_bytes, np.uint8)
-        return self._output[:num_bytes]
+    def bytes(self, use: str, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return a buffer of exactly ``num_bytes``, whose content is what the last use left.
+
+        Args:
+            use: What it is for; the next one for the same overwrites it.
+            num_bytes: Its length.
+        """
+        known = self._bytes.get(use)
+        if known is None or len(known) < num_bytes:
+            known = self._bytes[use] = np.empty(num_bytes, np.uint8)
+        return known[:num_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +279,7 @@ class KernelPass:
         operands = self.operands
         itemsize = operands.out_itemsize
         stop = operands.numel if count is None else start + count
-        buffer = operands.workspace.output(min(chunk, max(stop - start, 0)) * itemsize)
+        buffer = operands.workspace.bytes("output", min(chunk, max(stop - start, 0)) * itemsize)
         run = self._bound(address_of(buffer), params, stats, counts)
         for first in range(start, stop, chunk):
             size = min(chunk, stop - first)

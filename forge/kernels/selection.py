@@ -176,11 +176,12 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
     samples = _sample(operands, {target.model for target in targets})
     num_sampled = min(map(len, samples.values()))
     capacity = int(_CAPACITY * operands.numel / math.sqrt(num_sampled))
-    is_single = operands.compute == "float32"
-    arrays: list[npt.NDArray[np.signedinteger]] = [
-        # The kernel writes whole vectors, one beyond what it counts at most.
-        np.empty(capacity + WINDOW_SPILL, np.int32 if is_single else np.int64)
-        for _ in targets
+    bits = np.dtype(np.int32 if operands.compute == "float32" else np.int64)
+    # The kernel writes whole vectors, one beyond what it counts at most.
+    num_bytes = (capacity + WINDOW_SPILL) * bits.itemsize
+    arrays = [
+        operands.workspace.bytes(f"window {number}", num_bytes).view(bits)
+        for number in range(len(targets))
     ]
     counts = np.zeros((len(targets), WINDOW_WORDS), np.int64)
     for row, target, array in zip(counts, targets, arrays, strict=True):
@@ -198,8 +199,8 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
             found[target] = Bound(greatest, left)
         elif on_top < left <= on_top + inside <= on_top + capacity:
             place = inside - (left - on_top)
-            bits, below, equal = _at_place(array[:inside], place, least + 1, greatest - 1)
-            found[target] = Bound(bits, below + equal - place)
+            border, below, equal = _at_place(array[:inside], place, least + 1, greatest - 1)
+            found[target] = Bound(border, below + equal - place)
         elif on_top + inside < left <= on_top + inside + on_bottom:
             found[target] = Bound(least, left - on_top - inside)
     return found

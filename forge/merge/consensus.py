@@ -123,7 +123,11 @@ class _Passes:
         width = max(operands.width, 1) if self._fills else 1
         self._chunk = max(1, CHUNK // width) * width
         size = min(self._chunk, operands.numel)
-        self._factors = [np.empty(size, np.dtype(operands.compute)) for _ in self._fills]
+        real = np.dtype(operands.compute)
+        self._factors = [
+            operands.workspace.bytes(f"factors {m}", size * real.itemsize).view(real)
+            for m in range(len(self._fills))
+        ]
         dtype = "F64" if operands.compute == "float64" else "F32"
         self._num_models = operands.num_models
         self._extended = replace(

@@ -16,8 +16,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from forge.checkpoints.hashing import FileRecord, new_checksum, record_file
 from forge.checkpoints.progress import Progress
 from forge.checkpoints.sink import TensorSink
@@ -25,7 +23,6 @@ from forge.checkpoints.source import SafetensorsSource, TensorSource
 from forge.core.dtypes import DTYPES
 from forge.kernels import blas
 from forge.kernels.operands import CHUNK, Workspace
-from forge.kernels.pages import populate
 from forge.merge.compute import UNLIKE, compute, read_companions
 from forge.merge.plan import CARRIED, MergeJob, MergePlan
 from forge.merge.stage_source import computed_once
@@ -187,8 +184,6 @@ class _Input:
         self._hashed = 0
         # What a LoRA or a new vocabulary computes is not what its file holds.
         self._is_stored = isinstance(source, SafetensorsSource)
-        if self.view.nbytes:
-            populate(np.frombuffer(self.view, np.uint8))
 
     @property
     def is_whole(self) -> bool:
