@@ -84,6 +84,9 @@ _CAPACITY: Final = 11.3
 """Elements inside a window are at most this, times all, by the root of the sample; 4.5 are
 expected."""
 
+_ENOUGH_BITS: Final = 8
+"""A 256th of a sample may lie between a border of its window and where that should be."""
+
 _LEAST_SAMPLED: Final = 1 << 17
 """Elements from which a sample is large enough to be worth its pass."""
 
@@ -199,7 +202,7 @@ def _search_windows(operands: Operands, targets: Sequence[Target]) -> dict[Targe
             found[target] = Bound(greatest, left)
         elif on_top < left <= on_top + inside <= on_top + capacity:
             place = inside - (left - on_top)
-            border, below, equal = _at_place(array[:inside], place, least + 1, greatest - 1)
+            border, _, below, equal = _around_place(array[:inside], place, least + 1, greatest - 1)
             found[target] = Bound(border, below + equal - place)
         elif on_top + inside < left <= on_top + inside + on_bottom:
             found[target] = Bound(least, left - on_top - inside)
@@ -224,37 +227,42 @@ def _window(sample: npt.NDArray[Any], share: float, compute: Compute) -> tuple[i
     margin = 4.5 * math.sqrt(size * share * (1 - share)) + 2
     first, last = int(share * size - margin), math.ceil(share * size + margin)
     bounds = int(sample.min()), int(sample.max())
+    enough = size >> _ENOUGH_BITS
     # One less than all ones: the greatest magnitude there is, and it can still be compared.
-    greatest = (1 << _MAGNITUDE_BITS[compute]) - 2
+    least, greatest = 0, (1 << _MAGNITUDE_BITS[compute]) - 2
     if first >= 0:
-        greatest = min(greatest, _at_place(sample, size - 1 - first, *bounds)[0])
-    return (_at_place(sample, size - 1 - last, *bounds)[0] if last < size else 0), greatest
+        top = _around_place(sample, size - 1 - first, *bounds, enough=enough)[1]
+        greatest = min(greatest, top)
+    if last < size:
+        least = _around_place(sample, size - 1 - last, *bounds, enough=enough)[0]
+    return least, greatest
 
 
-def _at_place(
-    bits: npt.NDArray[Any], place: int, least: int, greatest: int
-) -> tuple[int, int, int]:
-    """Find what stands at a place, from 0, when magnitude bits are sorted.
+def _around_place(
+    bits: npt.NDArray[Any], place: int, least: int, greatest: int, *, enough: int = 0
+) -> tuple[int, int, int, int]:
+    """Find between which bits lies what stands at a place, from 0, when they are sorted.
 
     numpy's own selection takes several times as long on Zen 4.
 
     Args:
-        bits: What is looked at.
-        place: Which of it.
+        bits: Magnitude bits.
+        place: Which of them is meant.
         least: Nothing is less.
         greatest: Nothing is more.
+        enough: How many others may lie there.
 
     Returns:
-        The bits, how many are less, and how many are equal.
+        The least and the greatest bits, how many numbers are less, and how many lie between.
     """
     table = np.empty(4 * (PLACE_STEPS + 1), np.int32)
-    found = np.empty(3, np.int64)
-    native.word_kernel("selection.at_place", 8)(
-        address_of(bits), bits.size, bits.itemsize, least, greatest, place,
+    found = np.empty(4, np.int64)
+    native.word_kernel("selection.around_place", 9)(
+        address_of(bits), bits.size, bits.itemsize, least, greatest, place, enough,
         address_of(table), address_of(found),
     )  # fmt: skip
-    value, below, equal = found.tolist()
-    return value, below, equal
+    low, high, below, between = found.tolist()
+    return low, high, below, between
 
 
 def _partition(operands: Operands, target: Target) -> Bound:

@@ -74,5 +74,13 @@ def test_an_element_at_a_place_is_that_of_a_sort(size: int, dtype: type, grid: i
     for least, greatest in ((0, most), (int(in_order[0]), int(in_order[-1]))):
         for place in {0, size // 3, size - 1}:
             here = in_order[place]
-            expected = (here, np.count_nonzero(bits < here), np.count_nonzero(bits == here))
-            assert selection._at_place(bits, place, least, greatest) == expected
+            expected = (here, here, np.count_nonzero(bits < here), np.count_nonzero(bits == here))
+            assert selection._around_place(bits, place, least, greatest) == expected
+            enough = size // 50
+            low, high, below, between = selection._around_place(
+                bits, place, least, greatest, enough=enough
+            )
+            assert low <= here <= high
+            assert below == np.count_nonzero(bits < low)
+            assert between == np.count_nonzero((bits >= low) & (bits <= high))
+            assert between <= enough or low == high

@@ -17,15 +17,15 @@ Imported only to compile.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray
 
 from forge.kernels.cpu.compiler import inlined
 from forge.kernels.cpu.elements import value_of, view_maker
+from forge.kernels.cpu.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, element_size, emitted
 from forge.kernels.cpu.layout import BLOCK, DIGIT_BINS, PLACE_STEPS, WINDOW_WORDS
 from forge.kernels.cpu.memory import bits_of, is_double, pointer, read_block
 
@@ -195,108 +195,83 @@ def task_vector_digits(
             count_targets(x, size, m, counts)
 
 
-def _sifter(source: str) -> Callable[..., object]:
-    """Make what sifts the magnitudes of 64 bytes of numbers as wide as the work rows.
+def _catcher(source: str, real: Any) -> Any:
+    """Make what gathers the magnitudes of a row that lie in a window.
 
     Args:
-        source: ``stored`` or ``rows`` for the differences of two rows of these kinds, or
-            ``magnitudes`` for one row of magnitudes.
+        source: ``stored`` or ``rows`` for those of the difference of two rows of these kinds, or
+            ``magnitudes`` for a row of magnitudes.
+        real: Type of the work rows.
     """
+    word, lanes = (I64, 8) if real == F64 else (I32, 16)
+    size = element_size(real)
+    width = 2 if source == "stored" else size
 
-    @intrinsic
-    def sift(typingctx, zero, x, base, least, span, target):
-        """Store the magnitudes that lie ``span`` or less above ``least``.
+    def number(emitter: Emitter, address: Lanes) -> Lanes:
+        if source != "stored":
+            return emitter.load(address, real, lanes)
+        bits = emitter.load(address, I16, lanes).to(word) << 16
+        return bits.bits_as(ir.VectorType(real, lanes))
 
-        ``x``, ``base`` and ``target`` are addresses, ``zero`` tells the type of the differences.
-        All 64 bytes at ``target`` are written, of which the first ones count. Returns how many do,
-        and in the upper 32 bits how many magnitudes lie above.
+    def catch(
+        emitter: Emitter, count: Lanes, x: Lanes, base: Lanes, least: Lanes, span: Lanes,
+        target: Lanes,
+    ) -> Lanes:  # fmt: skip
+        """Write what lies ``span`` or less above ``least``; count it, and 2**32 for what is above.
+
+        count: a multiple of 64 bytes of the work rows. So much is written beyond what is caught.
         """
-        bits, lanes = (64, 8) if zero == types.float64 else (32, 16)
-
-        def codegen(context, builder, signature, args):
-            word, lane = ir.IntType(64), ir.IntType(bits)
-            real = ir.DoubleType() if bits == 64 else ir.FloatType()
-            vector = ir.VectorType(lane, lanes)
-            mask = ir.VectorType(ir.IntType(1), lanes)
-
-            def spread(value):
-                return ir.Constant(vector, [value] * lanes)
-
-            def splat(value):
-                first = builder.insert_element(
-                    ir.Constant(vector, ir.Undefined), builder.trunc(value, lane), ir.IntType(32)(0)
-                )
-                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-                return builder.shuffle_vector(first, first, zeros)
-
-            def held(address):
-                if source != "stored":
-                    return builder.load(builder.inttoptr(address, vector.as_pointer()), align=4)
-                words = ir.VectorType(ir.IntType(16), lanes)
-                word = builder.load(builder.inttoptr(address, words.as_pointer()), align=2)
-                return builder.shl(builder.zext(word, vector), spread(16))
-
-            def number(address):
-                return builder.bitcast(held(address), ir.VectorType(real, lanes))
-
-            def count(chosen):
-                return builder.zext(builder.ctpop(builder.bitcast(chosen, ir.IntType(lanes))), word)
-
+        low, height, top = (
+            value.to(word).splat(lanes) for value in (least, span + 1, least + span)
+        )
+        none = emitter.number(0)
+        with emitter.steps(count, lanes, none, none) as (i, found, above):
             if source == "magnitudes":
-                magnitudes = held(args[1])
+                here = emitter.load(x + i * width, word, lanes)
             else:
-                delta = builder.bitcast(builder.fsub(number(args[1]), number(args[2])), vector)
-                magnitudes = builder.and_(delta, spread((1 << (bits - 1)) - 1))
-            low, height = splat(args[3]), splat(args[4])
-            inside = builder.icmp_unsigned("<=", builder.sub(magnitudes, low), height)
-            above = builder.icmp_signed(">", magnitudes, builder.add(low, height))
+                delta = number(emitter, x + i * width) - number(emitter, base + i * width)
+                here = delta.bits_as(ir.VectorType(word, lanes)) & ((1 << (8 * size - 1)) - 1)
+            inside = (here - low) < height
             # Not the instruction that stores what it packs: it takes a hundred cycles on Zen 4.
-            compress = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(vector, [vector, mask, vector]),
-                f"llvm.experimental.vector.compress.v{lanes}i{bits}",
-            )
-            nothing = ir.Constant(vector, ir.Undefined)
-            packed = builder.call(compress, [magnitudes, inside, nothing])
-            builder.store(packed, builder.inttoptr(args[5], vector.as_pointer()), align=4)
-            return builder.or_(count(inside), builder.shl(count(above), word(32)))
+            here.compress(inside).store(target + found[0] * size)
+            found[0] += inside.count()
+            above[0] += (top < here).count()
+        return found[0] | (above[0] << 32)
 
-        return types.int64(zero, *[types.int64] * 5), codegen
-
-    return sift
+    return emitted(catch)
 
 
-_sift_magnitudes = _sifter("magnitudes")
+_catch_singles = _catcher("magnitudes", F32)
+_catch_doubles = _catcher("magnitudes", F64)
 _COUNT = np.int64(0xFFFFFFFF)
 
 
 def _window_kernel(*, stored: bool) -> Callable[..., object]:
     view = view_maker(stored=stored)
-    sift = _sifter("stored" if stored else "rows")
+    catch_of_singles = _catcher("stored" if stored else "rows", F32)
+    catch_of_doubles = _catcher("rows", F64)
 
     @inlined
-    def catch(x, base, size, rows, least, span, target):
+    def catch(x, base, size, work, least, span, target):
         """Gather the magnitudes of a block that lie in a window, its borders included."""
-        zero = rows.dtype.type(0)
-        itemsize = rows.itemsize
-        place = x.ctypes.data
+        row = x.ctypes.data
         origin = base.ctypes.data
-        step = 64 // itemsize
-        found = np.int64(0)
-        whole = size // step
-        for _ in range(whole):
-            found += sift(zero, place, origin, least, span, target + (found & _COUNT) * itemsize)
-            place += step * x.itemsize
-            origin += step * x.itemsize
-        above = found >> 32
-        found &= _COUNT
-        for i in range(whole * step, size):
-            here = np.int64(magnitude_bits(value_of(x[i]) - value_of(base[i])))
+        step = 64 // work.itemsize
+        whole = size // step * step
+        if is_double(work.dtype.type(0)):
+            caught = catch_of_doubles(whole, row, origin, least, span, target)
+        else:
+            caught = catch_of_singles(whole, row, origin, least, span, target)
+        found = caught & _COUNT
+        above = caught >> 32
+        for i in range(whole, size):
+            value = abs(value_of(x[i]) - value_of(base[i]))
+            here = np.int64(magnitude_bits(value))
             if here > least + span:
                 above += 1
             elif here >= least:
-                last = carray(pointer(target + found * itemsize), 1, rows.dtype)
-                last[0] = abs(value_of(x[i]) - value_of(base[i]))
+                last = carray(pointer(target + found * work.itemsize), 1, work.dtype)
+                last[0] = value
                 found += 1
         return found, above
 
@@ -331,11 +306,12 @@ def _window_kernel(*, stored: bool) -> Callable[..., object]:
         step = 64 // work.itemsize
         for i in range(found, found + step):
             caught[i] = zero  # below or on the border
+        whole = (found + step - 1) // step * step
         place = counts[at + 3] + known * work.itemsize
-        for _ in range((found + step - 1) // step):
-            sifted = _sift_magnitudes(zero, target, target, least + 1, span - 2, place)
-            place += (sifted & _COUNT) * work.itemsize
-            target += np.int64(64)
+        if is_double(zero):
+            _catch_doubles(whole, target, target, least + 1, span - 2, place)
+        else:
+            _catch_singles(whole, target, target, least + 1, span - 2, place)
 
     def window(
         inputs, readers, has_base, width, start, count, params, output, writer, stats, counts, work
@@ -354,10 +330,10 @@ def _window_kernel(*, stored: bool) -> Callable[..., object]:
 
 
 @inlined
-def _at_place(numbers, least, greatest, place, table):
+def _around_place(numbers, least, greatest, place, enough, table, found):
     below = np.int64(0)
-    equal = np.int64(len(numbers))
-    while least < greatest:
+    here = np.int64(len(numbers))
+    while (least < greatest) & (here > enough):
         span = greatest - least
         shift = np.int64(0)
         while span >> shift >= PLACE_STEPS:
@@ -380,27 +356,30 @@ def _at_place(numbers, least, greatest, place, table):
             place -= here
             below += here
             step += 1
-        equal = here
         least += step << shift
         greatest = least + (np.int64(1) << shift) - 1
-    return least, below, equal
+    found[0] = least
+    found[1] = greatest
+    found[2] = below
+    found[3] = here
 
 
-def at_place(address, num_numbers, itemsize, least, greatest, place, table, found):
-    """Find what stands at ``place``, from 0, when magnitude bits are sorted.
+def around_place(address, num_numbers, itemsize, least, greatest, place, enough, table, found):
+    """Find between which bits lies what stands at ``place``, from 0, when they are sorted.
 
     At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``, all from ``least`` to
     ``greatest``. ``table`` is the address of scratch, int32[4 · (PLACE_STEPS + 1)], and ``found``
-    that of three int64: the bits, how many are less, and how many are equal.
+    that of four int64: the least and the greatest bits, how many numbers are less, and how many
+    lie between. These are at most ``enough``, or else equal.
     """
     counters = carray(pointer(table), 4 * (PLACE_STEPS + 1), np.int32)
-    result = carray(pointer(found), 3, np.int64)
+    result = carray(pointer(found), 4, np.int64)
     if itemsize == 4:
         singles = carray(pointer(address), num_numbers, np.int32)
-        result[0], result[1], result[2] = _at_place(singles, least, greatest, place, counters)
+        _around_place(singles, least, greatest, place, enough, counters, result)
     else:
         doubles = carray(pointer(address), num_numbers, np.int64)
-        result[0], result[1], result[2] = _at_place(doubles, least, greatest, place, counters)
+        _around_place(doubles, least, greatest, place, enough, counters, result)
 
 
 def __getattr__(name: str) -> Callable[..., object]:
