@@ -73,7 +73,7 @@ def _keep_scaled(value, zero, beside, least, span):
 
 
 _KEEP = {"dense": _keep_all, "drop": _keep_words, "band": _keep_band, "scaled": _keep_scaled}
-"""What is kept of element ``i`` of a task vector, and 1 when it is kept."""
+"""What is kept of an element of a task vector, and 1 when it is kept."""
 
 
 @inlined
