@@ -4,8 +4,8 @@ A work row costs a store and a load for each element of each input, more than th
 most methods. So where all tensors of a merge are bfloat16, as nearly always, a kernel takes the
 mapped files themselves for its rows, ``value_of`` widens in registers, and the result is rounded
 there. Other formats, and mixtures of them, are read into work rows by ``read_block``. A loop is
-written once for both: ``views`` gives it the rows, ``value_of`` the numbers, ``finish`` a place for
-the sums.
+written once for both: ``view_maker`` gives it rows, ``value_of`` their numbers, and
+``target_maker`` a row for the results.
 
 Imported only to compile.
 """
@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from forge.kernels.cpu.memory import (
     bits_of,
+    double_of,
     inlined,
     pointer,
     read_block,
@@ -66,14 +67,6 @@ def added(typingctx, total, value):
     return total(total, total), codegen
 
 
-@intrinsic
-def _float_of(typingctx, bits):
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.int64), codegen
-
-
 @inlined
 def rounded(value):
     """Return the bits of a float64 as bfloat16, rounded once, to nearest even.
@@ -83,9 +76,9 @@ def rounded(value):
     exactly, but for the sign of a zero. An infinity or a NaN remains one.
     """
     exponent = max(np.int64(bits_of(value) & np.uint64(_EXPONENT)), _LEAST_NORMAL)
-    aligner = _float_of(np.int64(exponent + _ALIGNER))
+    aligner = double_of(np.int64(exponent + _ALIGNER))
     short = np.int64(bits_of((value + aligner) - aligner) | (bits_of(value) & _SIGN))
-    return shifted(bits_of(np.float32(_float_of(short))), _SIXTEEN)
+    return shifted(bits_of(np.float32(double_of(short))), _SIXTEEN)
 
 
 @inlined
