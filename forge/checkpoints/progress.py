@@ -28,6 +28,9 @@ class Progress(Protocol):
     def notice(self, text: str) -> None:
         """Something that the user should know."""
 
+    def warning(self, text: str) -> None:
+        """Something that is probably not meant."""
+
 
 class Silence:
     """Progress that nobody hears."""
@@ -47,6 +50,10 @@ class Silence:
     def notice(self, text: str) -> None:
         """Keep for the log."""
         log.info("%s", text)
+
+    def warning(self, text: str) -> None:
+        """Keep for the log."""
+        log.warning("%s", text)
 
 
 def compile_notice(progress: Progress) -> Callable[[str], None]:

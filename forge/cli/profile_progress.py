@@ -74,6 +74,10 @@ class TurnLines:
         """Print a notice."""
         console.say(f"notice: {text}")
 
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        console.say(f"warning: {text}")
+
     def close(self) -> None:
         """Print nothing more."""
 
@@ -130,6 +134,10 @@ class TurnBar:
     def notice(self, text: str) -> None:
         """Print a notice above the bar."""
         console.say(f"notice: {text}")
+
+    def warning(self, text: str) -> None:
+        """Print a warning above the bar."""
+        console.say(f"warning: {text}")
 
     def close(self) -> None:
         """Take the bar away."""

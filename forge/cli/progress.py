@@ -42,6 +42,9 @@ class Progress(Protocol):
     def notice(self, text: str) -> None:
         """Say something that the user should know."""
 
+    def warning(self, text: str) -> None:
+        """Say something that is probably not meant."""
+
     def close(self) -> None:
         """End the display."""
 
@@ -86,6 +89,9 @@ class SilentProgress:
         """Show nothing."""
 
     def notice(self, text: str) -> None:
+        """Show nothing."""
+
+    def warning(self, text: str) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -162,6 +168,10 @@ class LineProgress:
     def notice(self, text: str) -> None:
         """Print a notice."""
         console.say(f"notice: {text}")
+
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        console.say(f"warning: {text}")
 
     def close(self) -> None:
         """Print nothing more."""
@@ -241,6 +251,10 @@ class BarProgress:
     def notice(self, text: str) -> None:
         """Print a notice above the bar."""
         console.say(f"notice: {text}")
+
+    def warning(self, text: str) -> None:
+        """Print a warning above the bar."""
+        console.say(f"warning: {text}")
 
     def close(self) -> None:
         """Take the bar away."""

@@ -43,6 +43,10 @@ class WithMemory:
         """Pass on."""
         self._inner.notice(text)
 
+    def warning(self, text: str) -> None:
+        """Pass on."""
+        self._inner.warning(text)
+
 
 def own_memory_bytes() -> int | None:
     """Return the memory that this process holds, mapped files apart; ``None`` where unknown."""

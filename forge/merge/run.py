@@ -98,7 +98,8 @@ def run_merge(
     folder = parent_of(out)
     prepared = prepare(recipe, out)
     for notice in prepared.notices:
-        progress.notice(notice)
+        tell = progress.warning if notice in prepared.warnings else progress.notice
+        tell(notice)
     num_threads = threads or len(os.sched_getaffinity(0))
     sources = dict(sources_of(prepared, folder))
     try:
@@ -131,7 +132,7 @@ def run_merge(
                 workers.run(num_threads)
             notices = (*prepared.notices, *workers.unlike_notices())
             for notice in notices[len(prepared.notices) :]:
-                progress.notice(notice)
+                progress.warning(notice)
             progress.stage("hashing")
             inputs = workers.input_records(num_threads)
             _check_statistics(prepared.checkpoints, inputs)

@@ -108,7 +108,7 @@ class Workers:
             return ()
         donor = self._plan.donor
         return (
-            f"Warning: {len(unlike):,} tensors that were carried over from {donor}, such as "
+            f"{len(unlike):,} tensors that were carried over from {donor}, such as "
             f"'{unlike[0]}', have other values in another model. Those values are lost; if the "
             "other model's are wanted, name it as the base, or first where there is none.",
         )

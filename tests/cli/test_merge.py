@@ -196,3 +196,21 @@ def test_the_same_manifest_from_another_process(workplace: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
     for name in names(workplace / "one"):
         assert (workplace / "one" / name).read_bytes() == (workplace / "two" / name).read_bytes()
+
+
+def test_what_is_probably_not_meant_is_a_warning(workplace: Path, capsys: Capture) -> None:
+    other = workplace / "turned"
+    shutil.copytree(workplace / "a", other)
+    config = json.loads((other / "config.json").read_text())
+    config["rope_theta"] = 500_000.0
+    (other / "config.json").write_text(json.dumps(config))
+    (workplace / "soup.yaml").write_text(
+        "merge_method: linear\nparameters: {weight: 1.0}\nmodels: [{model: base}, {model: turned}]\n"
+    )
+    assert run(["check", "soup.yaml", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    warned = [each["message"] for each in findings if each["level"] == "warning"]
+    assert any("rope_theta" in message for message in warned)
+    assert run(["merge", "soup.yaml", "--out", "out"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert [line[9:] for line in shown if line.startswith("warning: ")] == warned

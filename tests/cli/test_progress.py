@@ -96,6 +96,7 @@ def test_a_bar_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress._bar is not None
     assert [task.percentage for task in progress._bar.tasks] == [50.0]
     progress.notice("Something.")
+    progress.warning("Beware.")
     progress.stage("hashing")
     progress.start(100, 0)
     progress.close()
@@ -103,6 +104,7 @@ def test_a_bar_is_shown_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = screen.getvalue()
     assert "merging [red] ...\n" in shown
     assert "notice: Something." in shown
+    assert "warning: Beware." in shown
     assert sys.stderr is screen
 
 
