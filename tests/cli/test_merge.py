@@ -205,7 +205,8 @@ def test_what_is_probably_not_meant_is_a_warning(workplace: Path, capsys: Captur
     config["rope_theta"] = 500_000.0
     (other / "config.json").write_text(json.dumps(config))
     (workplace / "soup.yaml").write_text(
-        "merge_method: linear\nparameters: {weight: 1.0}\nmodels: [{model: base}, {model: turned}]\n"
+        "merge_method: linear\nparameters: {weight: 1.0}\n"
+        "models: [{model: base}, {model: turned}]\n"
     )
     assert run(["check", "soup.yaml", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]

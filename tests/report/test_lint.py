@@ -325,7 +325,8 @@ def test_claims(card: str, expected: list[tuple[str, int]]) -> None:
     assert of(lint(card), "claim") == expected
 
 
-@given(st.lists(st.lists(st.integers(0, 10_000), min_size=3, max_size=3), min_size=2, max_size=6),
+# From 1 on: an average of less might be one in percent.
+@given(st.lists(st.lists(st.integers(100, 10_000), min_size=3, max_size=3), min_size=2, max_size=6),
        st.integers(0, 5), st.integers(6, 90))  # fmt: skip
 def test_a_mean_that_is_right_is_never_wrong_and_one_that_is_wrong_is(
     scores: list[list[int]], at: int, off: int

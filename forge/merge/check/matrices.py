@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from forge.kernels.operands import CHUNK
 from forge.merge.plan import MergeJob
 
 _SPECTRAL: Final = frozenset({"tsv_m", "iso_c", "iso_cts"})
@@ -29,13 +30,13 @@ def working_bytes(job: MergeJob) -> int:
         if job.layer is None and job.values.get("outside_layers") == "mean":
             return 0
         pairs = 1 if job.method == "iso_c" else count * (count + 1) // 2 + 2 * count
-        blocks = 2 * (count + 1) * min(long, max(_RUN, (1 << 18) // max(short, 1))) * short
+        blocks = 2 * (count + 1) * min(long, max(_RUN, CHUNK // max(short, 1))) * short
         # A wide result is held whole, because its rows are the columns of what is computed.
         whole = rows * columns if rows < columns else 0
         return 8 * ((pairs + _FACTORS) * short * short + blocks + whole)
     if job.companions and all(item is not None for item in job.companions):
         if job.method == "fisher":
-            return 8 * (1 << 18) * (4 * count + 5)
+            return 8 * min(CHUNK, rows * columns) * (4 * count + 5)
         side = rows if job.transposed else columns
         return 8 * ((count + 4) * side * side + (count + 5) * math.prod(job.shape))
     return 0
