@@ -257,8 +257,8 @@ def _around_place(
     """
     table = np.empty(4 * (PLACE_STEPS + 1), np.int32)
     found = np.empty(4, np.int64)
-    native.word_kernel("selection.around_place", 9)(
-        address_of(bits), bits.size, bits.itemsize, least, greatest, place, enough,
+    native.word_kernel(f"selection.around_place_{bits.dtype.name}", 8)(
+        address_of(bits), bits.size, least, greatest, place, enough,
         address_of(table), address_of(found),
     )  # fmt: skip
     low, high, below, between = found.tolist()

@@ -329,57 +329,52 @@ def _window_kernel(*, stored: bool) -> Callable[..., object]:
     return window
 
 
-@inlined
-def _around_place(numbers, least, greatest, place, enough, table, found):
-    below = np.int64(0)
-    here = np.int64(len(numbers))
-    while (least < greatest) & (here > enough):
-        span = greatest - least
-        shift = np.int64(0)
-        while span >> shift >= PLACE_STEPS:
-            shift += 1
-        beyond = np.uint64((span >> shift) + 1)
-        row = np.int64(beyond) + 1
-        for i in range(4 * row):
-            table[i] = np.int32(0)
-        # Four tables in turn, because equal numbers are many, and each would wait for the last.
-        for i in range(len(numbers)):
-            step = min(np.uint64(np.int64(numbers[i]) - least) >> np.uint64(shift), beyond)
-            table[np.uint64(np.int64(i & 3) * row) + step] += np.int32(1)
-        step = np.int64(0)
-        while True:
-            here = np.int64(0)
-            for i in range(4):
-                here += np.int64(table[i * row + step])
-            if (here > place) | (step + 2 == row):
-                break
-            place -= here
-            below += here
-            step += 1
-        least += step << shift
-        greatest = least + (np.int64(1) << shift) - 1
-    found[0] = least
-    found[1] = greatest
-    found[2] = below
-    found[3] = here
+def _around_place(dtype: Any) -> Callable[..., object]:
+    def around_place(address, num_numbers, least, greatest, place, enough, scratch, result):
+        """Find between which bits lies what stands at ``place``, from 0, when they are sorted.
 
+        At ``address`` are ``num_numbers`` of ``dtype``, all from ``least`` to ``greatest``.
+        ``scratch`` is the address of int32[4 · (PLACE_STEPS + 1)], and ``result`` that of four
+        int64: the least and the greatest bits, how many numbers are less, and how many lie
+        between. These are at most ``enough``, or else equal.
+        """
+        numbers = carray(pointer(address), num_numbers, dtype)
+        table = carray(pointer(scratch), 4 * (PLACE_STEPS + 1), np.int32)
+        found = carray(pointer(result), 4, np.int64)
+        below = np.int64(0)
+        here = np.int64(num_numbers)
+        while (least < greatest) & (here > enough):
+            span = greatest - least
+            shift = np.int64(0)
+            while span >> shift >= PLACE_STEPS:
+                shift += 1
+            beyond = np.uint64((span >> shift) + 1)
+            row = np.int64(beyond) + 1
+            for i in range(4 * row):
+                table[i] = np.int32(0)
+            # Four tables in turn, because equal numbers are many, and each would wait for the
+            # last.
+            for i in range(num_numbers):
+                step = min(np.uint64(np.int64(numbers[i]) - least) >> np.uint64(shift), beyond)
+                table[np.uint64(np.int64(i & 3) * row) + step] += np.int32(1)
+            step = np.int64(0)
+            while True:
+                here = np.int64(0)
+                for i in range(4):
+                    here += np.int64(table[i * row + step])
+                if (here > place) | (step + 2 == row):
+                    break
+                place -= here
+                below += here
+                step += 1
+            least += step << shift
+            greatest = least + (np.int64(1) << shift) - 1
+        found[0] = least
+        found[1] = greatest
+        found[2] = below
+        found[3] = here
 
-def around_place(address, num_numbers, itemsize, least, greatest, place, enough, table, found):
-    """Find between which bits lies what stands at ``place``, from 0, when they are sorted.
-
-    At ``address`` are ``num_numbers`` int32 or int64, by ``itemsize``, all from ``least`` to
-    ``greatest``. ``table`` is the address of scratch, int32[4 · (PLACE_STEPS + 1)], and ``found``
-    that of four int64: the least and the greatest bits, how many numbers are less, and how many
-    lie between. These are at most ``enough``, or else equal.
-    """
-    counters = carray(pointer(table), 4 * (PLACE_STEPS + 1), np.int32)
-    result = carray(pointer(found), 4, np.int64)
-    if itemsize == 4:
-        singles = carray(pointer(address), num_numbers, np.int32)
-        _around_place(singles, least, greatest, place, enough, counters, result)
-    else:
-        doubles = carray(pointer(address), num_numbers, np.int64)
-        _around_place(doubles, least, greatest, place, enough, counters, result)
+    return around_place
 
 
 def __getattr__(name: str) -> Callable[..., object]:
@@ -387,8 +382,10 @@ def __getattr__(name: str) -> Callable[..., object]:
 
     ``task_vector_window_<stored or rows>`` counts all task vectors by windows of magnitudes, and
     gathers what is inside them. inputs: the base and the models. counts: the window layout of
-    ``layout.py``.
+    ``layout.py``. ``around_place_<int32 or int64>`` is no merge kernel; it takes words.
     """
+    if name in ("around_place_int32", "around_place_int64"):
+        return _around_place(np.dtype(name.rpartition("_")[2]))
     words = name.rpartition("_")
     if words[0] == "task_vector_window":
         return _window_kernel(stored=words[2] == "stored")
