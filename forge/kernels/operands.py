@@ -196,7 +196,8 @@ class Operands:
         """Prepare passes of one kernel over this tensor.
 
         Args:
-            kernel: ``module.function`` of a merge kernel.
+            kernel: ``module.function`` of a merge kernel. One that ends with ``_stored`` takes
+                bfloat16 where it is stored, and needs neither readers nor a writer.
             rows: Work rows that it needs.
             width: Length of what the kernel takes for a row; the last axis by default.
             aside: Whether a kernel that is not compiled yet may wait until it is called, because
@@ -206,7 +207,6 @@ class Operands:
         load = native.merge_kernel_aside if aside else native.merge_kernel
         views = [np.frombuffer(data, np.uint8) for data in self.inputs]
         inputs = np.array([address_of(view) for view in views], np.int64)
-        # What is taken as it is stored needs neither readers nor writers.
         in_place = kernel.endswith("_stored")
         readers = np.zeros(len(views), np.int64)
         if not in_place:

@@ -38,7 +38,7 @@ def is_seen(name: str) -> bool:
 
 
 @pytest.mark.parametrize("case", WITH_VISION)
-def test_two_models_with_eyes(case: str, tmp_path: Path) -> None:
+def test_two_models_with_eyes(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a, b, out = (tmp_path / name for name in ("a", "b", "out"))
     for seed, folder in enumerate((a, b)):
         save_tiny(case, folder, seed=seed)
@@ -57,7 +57,10 @@ def test_two_models_with_eyes(case: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(values, mean, rtol=1e-6, atol=1e-7)
     notices = " ".join(result.manifest["notices"])
     assert f"These {len(eyes)} tensors are carried over" in notices
-    assert f"{len(eyes)} tensors that were carried over" in notices
+    lost = f"{len(eyes)} tensors that were carried over"
+    assert lost in notices
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert sum(message.startswith(lost) for message in warned) == 1
     assert json.loads((out / "preprocessor_config.json").read_text()) == {"size": 0}
     model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forge.cli.app import run
@@ -325,8 +325,8 @@ def test_claims(card: str, expected: list[tuple[str, int]]) -> None:
     assert of(lint(card), "claim") == expected
 
 
-# From 1 on: an average of less might be one in percent.
-@given(st.lists(st.lists(st.integers(100, 10_000), min_size=3, max_size=3), min_size=2, max_size=6),
+@example([[0, 0, 1], [0, 0, 0]], 0, 6)
+@given(st.lists(st.lists(st.integers(0, 10_000), min_size=3, max_size=3), min_size=2, max_size=6),
        st.integers(0, 5), st.integers(6, 90))  # fmt: skip
 def test_a_mean_that_is_right_is_never_wrong_and_one_that_is_wrong_is(
     scores: list[list[int]], at: int, off: int
@@ -338,8 +338,14 @@ def test_a_mean_that_is_right_is_never_wrong_and_one_that_is_wrong_is(
     right = [line(number, row, 0.0) for number, row in enumerate(scores)]
     assert of(lint(rows(*right)), "average") == []
     at %= len(scores)
-    wrong = [*right[:at], line(at, scores[at], off / 10), *right[at + 1 :]]
-    assert of(lint(rows(*wrong)), "average") == [("error", at + 3)]
+    changed = line(at, scores[at], off / 10)
+    wrong = [*right[:at], changed, *right[at + 1 :]]
+    # The mean of tiny scores may have been printed in percent: half a unit of 0.01, times 100, and
+    # half a unit of 0.1.
+    printed = float(changed.rpartition("| ")[2])
+    is_percent = abs(sum(scores[at]) / 3 - printed) <= 0.55
+    expected = [] if is_percent else [("error", at + 3)]
+    assert of(lint(rows(*wrong)), "average") == expected
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

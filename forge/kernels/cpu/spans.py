@@ -279,13 +279,14 @@ def __getattr__(name: str) -> Callable[..., object]:
     base: of δ) to stats. ``combine_<models or any>`` writes Σ c·x / d, or base + Σ c·δ / d when
     there is a base; params: one c for each model, then d (apart, so that sums which cancel stay
     zero). counts[m]: whether input m is not finite; counts[number of inputs]: whether the result
-    is.
+    is. ``gram_2_stored``, ``combine_2_stored`` and ``combine_3_stored`` are the same without a
+    base, where all inputs, and for ``combine`` the result, are bfloat16.
     """
-    word, _, models = name.partition("_")
     if name == "gram_2_stored":
         return _stored_gram
     if name in ("combine_2_stored", "combine_3_stored"):
-        return _stored_combination(int(name[8]))
+        return _stored_combination(int(name[len("combine_")]))
+    word, _, models = name.partition("_")
     if word in ("gram", "combine") and (models == "any" or models.isdigit()):
         make = _gram_kernel if word == "gram" else _combine_kernel
         return make(0 if models == "any" else int(models))
